@@ -44,6 +44,7 @@ var (
 	ErrLeaseHeld      = sentinel("lease held by another", nil)
 	ErrBusy           = sentinel("busy, try again", nil)
 	ErrUnavailable    = sentinel("not available", nil)
+	ErrRefused        = sentinel("connection refused", ErrUnavailable)
 	ErrCorrupt        = sentinel("data is corrupt", nil)
 	ErrNoReplica      = sentinel("no replica available", nil)
 	ErrTooFewReplicas = sentinel("too few replicas to accept writes", nil)
@@ -111,6 +112,7 @@ var table = []row{
 	{ErrSafeMode, "SAFE_MODE", codes.Unavailable, syscall.EAGAIN, Backoff},
 	{ErrLeaseHeld, "LEASE_HELD", codes.Unavailable, syscall.EAGAIN, Backoff},
 	{ErrBusy, "BUSY", codes.Unavailable, syscall.EAGAIN, Backoff},
+	{ErrRefused, "REFUSED", codes.Unavailable, syscall.EIO, Backoff},
 	{ErrUnavailable, "UNAVAILABLE", codes.Unavailable, syscall.EIO, Backoff},
 	{ErrCorrupt, "CORRUPT", codes.DataLoss, syscall.EIO, OtherReplica},
 	{ErrNoReplica, "NO_REPLICA", codes.Unavailable, syscall.EIO, OtherReplica},
@@ -207,4 +209,36 @@ func Sentinel(err error) error {
 		return r.sentinel
 	}
 	return nil
+}
+
+// IsRefused reports whether err says that the peer's machine answered a dial and nothing listened there:
+// ErrRefused, or the operating system's own error for it.
+func IsRefused(err error) bool {
+	return errors.Is(err, ErrRefused) || errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// Reason returns the wire reason of the sentinel that err wraps: "" for nil, "INTERNAL" for what the table does not know. Replies that are
+// not gRPC statuses (the master's cached results, acks on a stream) carry it.
+func Reason(err error) string {
+	if err == nil {
+		return ""
+	}
+	if r := rowOf(err); r != nil {
+		return r.reason
+	}
+	return "INTERNAL"
+}
+
+// FromReason turns a wire reason and its text back into an error that wraps the sentinel; nil for the empty reason. An unknown reason gives an
+// error that wraps none.
+func FromReason(reason, text string) error {
+	if reason == "" {
+		return nil
+	}
+	for i := range table {
+		if table[i].reason == reason {
+			return &remote{text: text, sentinel: table[i].sentinel}
+		}
+	}
+	return errors.New(reason + ": " + text)
 }

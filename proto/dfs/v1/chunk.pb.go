@@ -363,6 +363,7 @@ type ForwardHeader struct {
 	CommittedSeq  uint64                 `protobuf:"varint,10,opt,name=committed_seq,json=committedSeq,proto3" json:"committed_seq,omitempty"` // every replica has all mutations up to this
 	Chain         []uint64               `protobuf:"varint,11,rep,packed,name=chain,proto3" json:"chain,omitempty"`                            // server ids after the receiver, nearest first
 	CutVersion    uint64                 `protobuf:"varint,12,opt,name=cut_version,json=cutVersion,proto3" json:"cut_version,omitempty"`       // of a TRUNCATE ordered by the master
+	Activation    uint64                 `protobuf:"varint,13,opt,name=activation,proto3" json:"activation,omitempty"`                         // under which the primary ordered it (PrepareRequest)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -481,6 +482,13 @@ func (x *ForwardHeader) GetCutVersion() uint64 {
 	return 0
 }
 
+func (x *ForwardHeader) GetActivation() uint64 {
+	if x != nil {
+		return x.Activation
+	}
+	return 0
+}
+
 type ForwardFrame struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *ForwardHeader         `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
@@ -541,6 +549,7 @@ type ForwardAck struct {
 	ErrorReason   string                 `protobuf:"bytes,4,opt,name=error_reason,json=errorReason,proto3" json:"error_reason,omitempty"`
 	ErrorText     string                 `protobuf:"bytes,5,opt,name=error_text,json=errorText,proto3" json:"error_text,omitempty"`
 	FailedServer  uint64                 `protobuf:"varint,6,opt,name=failed_server,json=failedServer,proto3" json:"failed_server,omitempty"`
+	Activation    uint64                 `protobuf:"varint,7,opt,name=activation,proto3" json:"activation,omitempty"` // of the frames it answers
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -613,6 +622,13 @@ func (x *ForwardAck) GetErrorText() string {
 func (x *ForwardAck) GetFailedServer() uint64 {
 	if x != nil {
 		return x.FailedServer
+	}
+	return 0
+}
+
+func (x *ForwardAck) GetActivation() uint64 {
+	if x != nil {
+		return x.Activation
 	}
 	return 0
 }
@@ -1086,6 +1102,8 @@ type PrepareRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Config        *ChunkConfig           `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
 	Primary       uint64                 `protobuf:"varint,2,opt,name=primary,proto3" json:"primary,omitempty"`
+	Activation    uint64                 `protobuf:"varint,3,opt,name=activation,proto3" json:"activation,omitempty"` // drawn for this attempt; frames and copies of any other are refused from now on
+	Empty         bool                   `protobuf:"varint,4,opt,name=empty,proto3" json:"empty,omitempty"`           // the primary's log is empty: a receiver with an empty log is in step at once
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1134,6 +1152,20 @@ func (x *PrepareRequest) GetPrimary() uint64 {
 	return 0
 }
 
+func (x *PrepareRequest) GetActivation() uint64 {
+	if x != nil {
+		return x.Activation
+	}
+	return 0
+}
+
+func (x *PrepareRequest) GetEmpty() bool {
+	if x != nil {
+		return x.Empty
+	}
+	return false
+}
+
 type PrepareReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Exists        bool                   `protobuf:"varint,1,opt,name=exists,proto3" json:"exists,omitempty"`
@@ -1141,6 +1173,7 @@ type PrepareReply struct {
 	LastSeq       uint64                 `protobuf:"varint,3,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`
 	Epochs        []*Epoch               `protobuf:"bytes,4,rep,name=epochs,proto3" json:"epochs,omitempty"`
 	BaseSeq       uint64                 `protobuf:"varint,5,opt,name=base_seq,json=baseSeq,proto3" json:"base_seq,omitempty"` // the log holds single mutations only after this one
+	Ready         bool                   `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`                    // in step: no CatchUp is needed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1210,12 +1243,21 @@ func (x *PrepareReply) GetBaseSeq() uint64 {
 	return 0
 }
 
+func (x *PrepareReply) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
 type CatchUpRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Config        *ChunkConfig           `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
 	Source        uint64                 `protobuf:"varint,2,opt,name=source,proto3" json:"source,omitempty"`                  // server id to copy from
 	KeepSeq       uint64                 `protobuf:"varint,3,opt,name=keep_seq,json=keepSeq,proto3" json:"keep_seq,omitempty"` // mutations after this are dropped first
 	Whole         bool                   `protobuf:"varint,4,opt,name=whole,proto3" json:"whole,omitempty"`                    // drop everything and copy the whole log
+	Activation    uint64                 `protobuf:"varint,5,opt,name=activation,proto3" json:"activation,omitempty"`
+	LastSeq       uint64                 `protobuf:"varint,6,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"` // the source's log end: with keep_seq equal to it there is nothing to copy
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1276,6 +1318,20 @@ func (x *CatchUpRequest) GetWhole() bool {
 		return x.Whole
 	}
 	return false
+}
+
+func (x *CatchUpRequest) GetActivation() uint64 {
+	if x != nil {
+		return x.Activation
+	}
+	return 0
+}
+
+func (x *CatchUpRequest) GetLastSeq() uint64 {
+	if x != nil {
+		return x.LastSeq
+	}
+	return 0
 }
 
 type CatchUpReply struct {
@@ -1522,7 +1578,8 @@ type CommittedRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chunk         uint64                 `protobuf:"varint,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
 	Version       uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
-	Seq           uint64                 `protobuf:"varint,3,opt,name=seq,proto3" json:"seq,omitempty"` // the caller's: wait until this is committed
+	Seq           uint64                 `protobuf:"varint,3,opt,name=seq,proto3" json:"seq,omitempty"`               // the caller's: wait until this is committed
+	Unprepared    uint64                 `protobuf:"varint,4,opt,name=unprepared,proto3" json:"unprepared,omitempty"` // server id of a caller that lost its preparation: the primary prepares its replicas anew
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1574,6 +1631,13 @@ func (x *CommittedRequest) GetVersion() uint64 {
 func (x *CommittedRequest) GetSeq() uint64 {
 	if x != nil {
 		return x.Seq
+	}
+	return 0
+}
+
+func (x *CommittedRequest) GetUnprepared() uint64 {
+	if x != nil {
+		return x.Unprepared
 	}
 	return 0
 }
@@ -1800,8 +1864,11 @@ func (*CopyReplicaReply) Descriptor() ([]byte, []int) {
 }
 
 type DeleteReplicasRequest struct {
-	state         protoimpl.MessageState        `protogen:"open.v1"`
-	Items         []*DeleteReplicasRequest_Item `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	state protoimpl.MessageState        `protogen:"open.v1"`
+	Items []*DeleteReplicasRequest_Item `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	// Instead of deleting: for as long as the process lives, serve no read and take no frame of these replicas at the named
+	// or a lower version. They are out of the configuration and may be behind. A server may delete them as well.
+	FenceOnly     bool `protobuf:"varint,2,opt,name=fence_only,json=fenceOnly,proto3" json:"fence_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1841,6 +1908,13 @@ func (x *DeleteReplicasRequest) GetItems() []*DeleteReplicasRequest_Item {
 		return x.Items
 	}
 	return nil
+}
+
+func (x *DeleteReplicasRequest) GetFenceOnly() bool {
+	if x != nil {
+		return x.FenceOnly
+	}
+	return false
 }
 
 type DeleteReplicasReply struct {
@@ -1971,7 +2045,7 @@ const file_dfs_v1_chunk_proto_rawDesc = "" +
 	"\ferror_reason\x18\x05 \x01(\tR\verrorReason\x12\x1d\n" +
 	"\n" +
 	"error_text\x18\x06 \x01(\tR\terrorText\x12#\n" +
-	"\rfailed_server\x18\a \x01(\x04R\ffailedServer\"\xd1\x02\n" +
+	"\rfailed_server\x18\a \x01(\x04R\ffailedServer\"\xf1\x02\n" +
 	"\rForwardHeader\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x10\n" +
@@ -1986,10 +2060,13 @@ const file_dfs_v1_chunk_proto_rawDesc = "" +
 	" \x01(\x04R\fcommittedSeq\x12\x14\n" +
 	"\x05chain\x18\v \x03(\x04R\x05chain\x12\x1f\n" +
 	"\vcut_version\x18\f \x01(\x04R\n" +
-	"cutVersion\"Q\n" +
+	"cutVersion\x12\x1e\n" +
+	"\n" +
+	"activation\x18\r \x01(\x04R\n" +
+	"activation\"Q\n" +
 	"\fForwardFrame\x12-\n" +
 	"\x06header\x18\x01 \x01(\v2\x15.dfs.v1.ForwardHeaderR\x06header\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"\xb5\x01\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\xd5\x01\n" +
 	"\n" +
 	"ForwardAck\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x18\n" +
@@ -1998,7 +2075,10 @@ const file_dfs_v1_chunk_proto_rawDesc = "" +
 	"\ferror_reason\x18\x04 \x01(\tR\verrorReason\x12\x1d\n" +
 	"\n" +
 	"error_text\x18\x05 \x01(\tR\terrorText\x12#\n" +
-	"\rfailed_server\x18\x06 \x01(\x04R\ffailedServer\"m\n" +
+	"\rfailed_server\x18\x06 \x01(\x04R\ffailedServer\x12\x1e\n" +
+	"\n" +
+	"activation\x18\a \x01(\x04R\n" +
+	"activation\"m\n" +
 	"\vReadRequest\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x16\n" +
@@ -2029,21 +2109,30 @@ const file_dfs_v1_chunk_proto_rawDesc = "" +
 	"\areplica\x18\x01 \x01(\v2\x14.dfs.v1.ReplicaStateR\areplica\">\n" +
 	"\x05Epoch\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x1b\n" +
-	"\tfirst_seq\x18\x02 \x01(\x04R\bfirstSeq\"W\n" +
+	"\tfirst_seq\x18\x02 \x01(\x04R\bfirstSeq\"\x8d\x01\n" +
 	"\x0ePrepareRequest\x12+\n" +
 	"\x06config\x18\x01 \x01(\v2\x13.dfs.v1.ChunkConfigR\x06config\x12\x18\n" +
-	"\aprimary\x18\x02 \x01(\x04R\aprimary\"\x9d\x01\n" +
+	"\aprimary\x18\x02 \x01(\x04R\aprimary\x12\x1e\n" +
+	"\n" +
+	"activation\x18\x03 \x01(\x04R\n" +
+	"activation\x12\x14\n" +
+	"\x05empty\x18\x04 \x01(\bR\x05empty\"\xb3\x01\n" +
 	"\fPrepareReply\x12\x16\n" +
 	"\x06exists\x18\x01 \x01(\bR\x06exists\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x19\n" +
 	"\blast_seq\x18\x03 \x01(\x04R\alastSeq\x12%\n" +
 	"\x06epochs\x18\x04 \x03(\v2\r.dfs.v1.EpochR\x06epochs\x12\x19\n" +
-	"\bbase_seq\x18\x05 \x01(\x04R\abaseSeq\"\x86\x01\n" +
+	"\bbase_seq\x18\x05 \x01(\x04R\abaseSeq\x12\x14\n" +
+	"\x05ready\x18\x06 \x01(\bR\x05ready\"\xc1\x01\n" +
 	"\x0eCatchUpRequest\x12+\n" +
 	"\x06config\x18\x01 \x01(\v2\x13.dfs.v1.ChunkConfigR\x06config\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\x04R\x06source\x12\x19\n" +
 	"\bkeep_seq\x18\x03 \x01(\x04R\akeepSeq\x12\x14\n" +
-	"\x05whole\x18\x04 \x01(\bR\x05whole\")\n" +
+	"\x05whole\x18\x04 \x01(\bR\x05whole\x12\x1e\n" +
+	"\n" +
+	"activation\x18\x05 \x01(\x04R\n" +
+	"activation\x12\x19\n" +
+	"\blast_seq\x18\x06 \x01(\x04R\alastSeq\")\n" +
 	"\fCatchUpReply\x12\x19\n" +
 	"\blast_seq\x18\x01 \x01(\x04R\alastSeq\"t\n" +
 	"\x0fFetchLogRequest\x12\x14\n" +
@@ -2060,11 +2149,14 @@ const file_dfs_v1_chunk_proto_rawDesc = "" +
 	"\rcommitted_seq\x18\x05 \x01(\x04R\fcommittedSeq\"I\n" +
 	"\bLogFrame\x12)\n" +
 	"\x06header\x18\x01 \x01(\v2\x11.dfs.v1.LogHeaderR\x06header\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"T\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"t\n" +
 	"\x10CommittedRequest\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x10\n" +
-	"\x03seq\x18\x03 \x01(\x04R\x03seq\"5\n" +
+	"\x03seq\x18\x03 \x01(\x04R\x03seq\x12\x1e\n" +
+	"\n" +
+	"unprepared\x18\x04 \x01(\x04R\n" +
+	"unprepared\"5\n" +
 	"\x0eCommittedReply\x12#\n" +
 	"\rcommitted_seq\x18\x01 \x01(\x04R\fcommittedSeq\">\n" +
 	"\x0fActivateRequest\x12+\n" +
@@ -2074,9 +2166,11 @@ const file_dfs_v1_chunk_proto_rawDesc = "" +
 	"\x12CopyReplicaRequest\x12+\n" +
 	"\x06config\x18\x01 \x01(\v2\x13.dfs.v1.ChunkConfigR\x06config\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\x04R\x06source\"\x12\n" +
-	"\x10CopyReplicaReply\"\x89\x01\n" +
+	"\x10CopyReplicaReply\"\xa8\x01\n" +
 	"\x15DeleteReplicasRequest\x128\n" +
-	"\x05items\x18\x01 \x03(\v2\".dfs.v1.DeleteReplicasRequest.ItemR\x05items\x1a6\n" +
+	"\x05items\x18\x01 \x03(\v2\".dfs.v1.DeleteReplicasRequest.ItemR\x05items\x12\x1d\n" +
+	"\n" +
+	"fence_only\x18\x02 \x01(\bR\tfenceOnly\x1a6\n" +
 	"\x04Item\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\"/\n" +

@@ -45,8 +45,10 @@ type Inode struct {
 	Chunks        int64                  `protobuf:"varint,16,opt,name=chunks,proto3" json:"chunks,omitempty"` // index of the last chunk + 1
 	Parent        uint64                 `protobuf:"varint,17,opt,name=parent,proto3" json:"parent,omitempty"` // of a directory
 	Version       uint64                 `protobuf:"varint,18,opt,name=version,proto3" json:"version,omitempty"`
-	Entries       int64                  `protobuf:"varint,19,opt,name=entries,proto3" json:"entries,omitempty"` // of a directory: number of dentries
-	Subdirs       int64                  `protobuf:"varint,20,opt,name=subdirs,proto3" json:"subdirs,omitempty"` // of a directory
+	Entries       int64                  `protobuf:"varint,19,opt,name=entries,proto3" json:"entries,omitempty"`                         // of a directory: number of dentries
+	Subdirs       int64                  `protobuf:"varint,20,opt,name=subdirs,proto3" json:"subdirs,omitempty"`                         // of a directory
+	Xattrs        uint32                 `protobuf:"varint,21,opt,name=xattrs,proto3" json:"xattrs,omitempty"`                           // number of extended attributes
+	XattrBytes    int64                  `protobuf:"varint,22,opt,name=xattr_bytes,json=xattrBytes,proto3" json:"xattr_bytes,omitempty"` // sum of the lengths of their names and values, and 32 for each
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -221,6 +223,20 @@ func (x *Inode) GetSubdirs() int64 {
 	return 0
 }
 
+func (x *Inode) GetXattrs() uint32 {
+	if x != nil {
+		return x.Xattrs
+	}
+	return 0
+}
+
+func (x *Inode) GetXattrBytes() int64 {
+	if x != nil {
+		return x.XattrBytes
+	}
+	return 0
+}
+
 // Dentry is the value under d/<parent>/<name>.
 type Dentry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -274,6 +290,96 @@ func (x *Dentry) GetType() uint32 {
 	return 0
 }
 
+// Xattr is the value under x/<inode>/<name>.
+type Xattr struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Value         []byte                 `protobuf:"bytes,1,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Xattr) Reset() {
+	*x = Xattr{}
+	mi := &file_dfs_v1_state_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Xattr) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Xattr) ProtoMessage() {}
+
+func (x *Xattr) ProtoReflect() protoreflect.Message {
+	mi := &file_dfs_v1_state_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Xattr.ProtoReflect.Descriptor instead.
+func (*Xattr) Descriptor() ([]byte, []int) {
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Xattr) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+// ChunkRef is the value under c/<inode>/<n>: the chunk that holds the file's n-th piece.
+type ChunkRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chunk         uint64                 `protobuf:"varint,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChunkRef) Reset() {
+	*x = ChunkRef{}
+	mi := &file_dfs_v1_state_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChunkRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChunkRef) ProtoMessage() {}
+
+func (x *ChunkRef) ProtoReflect() protoreflect.Message {
+	mi := &file_dfs_v1_state_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChunkRef.ProtoReflect.Descriptor instead.
+func (*ChunkRef) Descriptor() ([]byte, []int) {
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ChunkRef) GetChunk() uint64 {
+	if x != nil {
+		return x.Chunk
+	}
+	return 0
+}
+
 // ChunkRecord is the value under k/<chunk>.
 type ChunkRecord struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -294,7 +400,7 @@ type ChunkRecord struct {
 
 func (x *ChunkRecord) Reset() {
 	*x = ChunkRecord{}
-	mi := &file_dfs_v1_state_proto_msgTypes[2]
+	mi := &file_dfs_v1_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -306,7 +412,7 @@ func (x *ChunkRecord) String() string {
 func (*ChunkRecord) ProtoMessage() {}
 
 func (x *ChunkRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_state_proto_msgTypes[2]
+	mi := &file_dfs_v1_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -319,7 +425,7 @@ func (x *ChunkRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChunkRecord.ProtoReflect.Descriptor instead.
 func (*ChunkRecord) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ChunkRecord) GetInode() uint64 {
@@ -411,7 +517,7 @@ type Garbage struct {
 
 func (x *Garbage) Reset() {
 	*x = Garbage{}
-	mi := &file_dfs_v1_state_proto_msgTypes[3]
+	mi := &file_dfs_v1_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -423,7 +529,7 @@ func (x *Garbage) String() string {
 func (*Garbage) ProtoMessage() {}
 
 func (x *Garbage) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_state_proto_msgTypes[3]
+	mi := &file_dfs_v1_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -436,7 +542,7 @@ func (x *Garbage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Garbage.ProtoReflect.Descriptor instead.
 func (*Garbage) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Garbage) GetReplicas() []uint64 {
@@ -466,13 +572,14 @@ type SessionRecord struct {
 	Client        string                 `protobuf:"bytes,1,opt,name=client,proto3" json:"client,omitempty"` // free text: host, pid, program
 	CreatedAtNs   int64                  `protobuf:"varint,2,opt,name=created_at_ns,json=createdAtNs,proto3" json:"created_at_ns,omitempty"`
 	TtlNs         int64                  `protobuf:"varint,3,opt,name=ttl_ns,json=ttlNs,proto3" json:"ttl_ns,omitempty"`
+	Nonce         uint64                 `protobuf:"varint,4,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SessionRecord) Reset() {
 	*x = SessionRecord{}
-	mi := &file_dfs_v1_state_proto_msgTypes[4]
+	mi := &file_dfs_v1_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -484,7 +591,7 @@ func (x *SessionRecord) String() string {
 func (*SessionRecord) ProtoMessage() {}
 
 func (x *SessionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_state_proto_msgTypes[4]
+	mi := &file_dfs_v1_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -497,7 +604,7 @@ func (x *SessionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionRecord.ProtoReflect.Descriptor instead.
 func (*SessionRecord) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SessionRecord) GetClient() string {
@@ -521,6 +628,58 @@ func (x *SessionRecord) GetTtlNs() int64 {
 	return 0
 }
 
+func (x *SessionRecord) GetNonce() uint64 {
+	if x != nil {
+		return x.Nonce
+	}
+	return 0
+}
+
+// NonceRecord is the value under n/<nonce>: the session that an OpenSession with this nonce made.
+type NonceRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NonceRecord) Reset() {
+	*x = NonceRecord{}
+	mi := &file_dfs_v1_state_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NonceRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NonceRecord) ProtoMessage() {}
+
+func (x *NonceRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_dfs_v1_state_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NonceRecord.ProtoReflect.Descriptor instead.
+func (*NonceRecord) Descriptor() ([]byte, []int) {
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *NonceRecord) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
 // CachedReply is the value under r/<session>/<seq mod ReplyWindow>.
 type CachedReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -532,7 +691,7 @@ type CachedReply struct {
 
 func (x *CachedReply) Reset() {
 	*x = CachedReply{}
-	mi := &file_dfs_v1_state_proto_msgTypes[5]
+	mi := &file_dfs_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -544,7 +703,7 @@ func (x *CachedReply) String() string {
 func (*CachedReply) ProtoMessage() {}
 
 func (x *CachedReply) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_state_proto_msgTypes[5]
+	mi := &file_dfs_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -557,7 +716,7 @@ func (x *CachedReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CachedReply.ProtoReflect.Descriptor instead.
 func (*CachedReply) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CachedReply) GetSeq() uint64 {
@@ -585,7 +744,7 @@ type Orphan struct {
 
 func (x *Orphan) Reset() {
 	*x = Orphan{}
-	mi := &file_dfs_v1_state_proto_msgTypes[6]
+	mi := &file_dfs_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -597,7 +756,7 @@ func (x *Orphan) String() string {
 func (*Orphan) ProtoMessage() {}
 
 func (x *Orphan) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_state_proto_msgTypes[6]
+	mi := &file_dfs_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -610,7 +769,7 @@ func (x *Orphan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Orphan.ProtoReflect.Descriptor instead.
 func (*Orphan) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Orphan) GetUnlinkedAtNs() int64 {
@@ -639,7 +798,7 @@ type ServerRecord struct {
 
 func (x *ServerRecord) Reset() {
 	*x = ServerRecord{}
-	mi := &file_dfs_v1_state_proto_msgTypes[7]
+	mi := &file_dfs_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -651,7 +810,7 @@ func (x *ServerRecord) String() string {
 func (*ServerRecord) ProtoMessage() {}
 
 func (x *ServerRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_state_proto_msgTypes[7]
+	mi := &file_dfs_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -664,7 +823,7 @@ func (x *ServerRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerRecord.ProtoReflect.Descriptor instead.
 func (*ServerRecord) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ServerRecord) GetAddr() string {
@@ -696,14 +855,17 @@ type Counters struct {
 	Inodes        int64                  `protobuf:"varint,3,opt,name=inodes,proto3" json:"inodes,omitempty"`
 	Directories   int64                  `protobuf:"varint,4,opt,name=directories,proto3" json:"directories,omitempty"`
 	Chunks        int64                  `protobuf:"varint,5,opt,name=chunks,proto3" json:"chunks,omitempty"`
-	Bytes         int64                  `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"` // sum of committed lengths
+	Bytes         int64                  `protobuf:"varint,6,opt,name=bytes,proto3" json:"bytes,omitempty"`       // sum of committed lengths
+	Orphans       int64                  `protobuf:"varint,7,opt,name=orphans,proto3" json:"orphans,omitempty"`   // values under o/
+	Subtrees      int64                  `protobuf:"varint,8,opt,name=subtrees,proto3" json:"subtrees,omitempty"` // those of them that are detached directories with contents
+	Garbage       int64                  `protobuf:"varint,9,opt,name=garbage,proto3" json:"garbage,omitempty"`   // values under g/
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_dfs_v1_state_proto_msgTypes[8]
+	mi := &file_dfs_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -715,7 +877,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_state_proto_msgTypes[8]
+	mi := &file_dfs_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,7 +890,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Counters) GetNextInode() uint64 {
@@ -773,11 +935,85 @@ func (x *Counters) GetBytes() int64 {
 	return 0
 }
 
+func (x *Counters) GetOrphans() int64 {
+	if x != nil {
+		return x.Orphans
+	}
+	return 0
+}
+
+func (x *Counters) GetSubtrees() int64 {
+	if x != nil {
+		return x.Subtrees
+	}
+	return 0
+}
+
+func (x *Counters) GetGarbage() int64 {
+	if x != nil {
+		return x.Garbage
+	}
+	return 0
+}
+
+// ClusterRecord is the value under z/cluster, written once by FormatCommand.
+type ClusterRecord struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     uint64                 `protobuf:"varint,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	FormattedAtNs int64                  `protobuf:"varint,2,opt,name=formatted_at_ns,json=formattedAtNs,proto3" json:"formatted_at_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterRecord) Reset() {
+	*x = ClusterRecord{}
+	mi := &file_dfs_v1_state_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterRecord) ProtoMessage() {}
+
+func (x *ClusterRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_dfs_v1_state_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterRecord.ProtoReflect.Descriptor instead.
+func (*ClusterRecord) Descriptor() ([]byte, []int) {
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ClusterRecord) GetClusterId() uint64 {
+	if x != nil {
+		return x.ClusterId
+	}
+	return 0
+}
+
+func (x *ClusterRecord) GetFormattedAtNs() int64 {
+	if x != nil {
+		return x.FormattedAtNs
+	}
+	return 0
+}
+
 var File_dfs_v1_state_proto protoreflect.FileDescriptor
 
 const file_dfs_v1_state_proto_rawDesc = "" +
 	"\n" +
-	"\x12dfs/v1/state.proto\x12\x06dfs.v1\"\x9a\x04\n" +
+	"\x12dfs/v1/state.proto\x12\x06dfs.v1\"\xd3\x04\n" +
 	"\x05Inode\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\rR\x04mode\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\rR\x03uid\x12\x10\n" +
@@ -800,10 +1036,17 @@ const file_dfs_v1_state_proto_rawDesc = "" +
 	"\x06parent\x18\x11 \x01(\x04R\x06parent\x12\x18\n" +
 	"\aversion\x18\x12 \x01(\x04R\aversion\x12\x18\n" +
 	"\aentries\x18\x13 \x01(\x03R\aentries\x12\x18\n" +
-	"\asubdirs\x18\x14 \x01(\x03R\asubdirs\"2\n" +
+	"\asubdirs\x18\x14 \x01(\x03R\asubdirs\x12\x16\n" +
+	"\x06xattrs\x18\x15 \x01(\rR\x06xattrs\x12\x1f\n" +
+	"\vxattr_bytes\x18\x16 \x01(\x03R\n" +
+	"xattrBytes\"2\n" +
 	"\x06Dentry\x12\x14\n" +
 	"\x05inode\x18\x01 \x01(\x04R\x05inode\x12\x12\n" +
-	"\x04type\x18\x02 \x01(\rR\x04type\"\xc2\x02\n" +
+	"\x04type\x18\x02 \x01(\rR\x04type\"\x1d\n" +
+	"\x05Xattr\x12\x14\n" +
+	"\x05value\x18\x01 \x01(\fR\x05value\" \n" +
+	"\bChunkRef\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\"\xc2\x02\n" +
 	"\vChunkRecord\x12\x14\n" +
 	"\x05inode\x18\x01 \x01(\x04R\x05inode\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x03R\x05index\x12\x18\n" +
@@ -823,11 +1066,14 @@ const file_dfs_v1_state_proto_rawDesc = "" +
 	"\aGarbage\x12\x1a\n" +
 	"\breplicas\x18\x01 \x03(\x04R\breplicas\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\"\n" +
-	"\rdeleted_at_ns\x18\x03 \x01(\x03R\vdeletedAtNs\"b\n" +
+	"\rdeleted_at_ns\x18\x03 \x01(\x03R\vdeletedAtNs\"x\n" +
 	"\rSessionRecord\x12\x16\n" +
 	"\x06client\x18\x01 \x01(\tR\x06client\x12\"\n" +
 	"\rcreated_at_ns\x18\x02 \x01(\x03R\vcreatedAtNs\x12\x15\n" +
-	"\x06ttl_ns\x18\x03 \x01(\x03R\x05ttlNs\"7\n" +
+	"\x06ttl_ns\x18\x03 \x01(\x03R\x05ttlNs\x12\x14\n" +
+	"\x05nonce\x18\x04 \x01(\x04R\x05nonce\"'\n" +
+	"\vNonceRecord\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\"7\n" +
 	"\vCachedReply\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x16\n" +
 	"\x06result\x18\x02 \x01(\fR\x06result\"H\n" +
@@ -837,7 +1083,7 @@ const file_dfs_v1_state_proto_rawDesc = "" +
 	"\fServerRecord\x12\x12\n" +
 	"\x04addr\x18\x01 \x01(\tR\x04addr\x12\x12\n" +
 	"\x04rack\x18\x02 \x01(\tR\x04rack\x12\"\n" +
-	"\rfirst_seen_ns\x18\x03 \x01(\x03R\vfirstSeenNs\"\xb0\x01\n" +
+	"\rfirst_seen_ns\x18\x03 \x01(\x03R\vfirstSeenNs\"\x80\x02\n" +
 	"\bCounters\x12\x1d\n" +
 	"\n" +
 	"next_inode\x18\x01 \x01(\x04R\tnextInode\x12\x1d\n" +
@@ -846,7 +1092,14 @@ const file_dfs_v1_state_proto_rawDesc = "" +
 	"\x06inodes\x18\x03 \x01(\x03R\x06inodes\x12 \n" +
 	"\vdirectories\x18\x04 \x01(\x03R\vdirectories\x12\x16\n" +
 	"\x06chunks\x18\x05 \x01(\x03R\x06chunks\x12\x14\n" +
-	"\x05bytes\x18\x06 \x01(\x03R\x05bytesB\x18Z\x16dfs/proto/dfs/v1;dfsv1b\x06proto3"
+	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\x12\x18\n" +
+	"\aorphans\x18\a \x01(\x03R\aorphans\x12\x1a\n" +
+	"\bsubtrees\x18\b \x01(\x03R\bsubtrees\x12\x18\n" +
+	"\agarbage\x18\t \x01(\x03R\agarbage\"V\n" +
+	"\rClusterRecord\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x01 \x01(\x04R\tclusterId\x12&\n" +
+	"\x0fformatted_at_ns\x18\x02 \x01(\x03R\rformattedAtNsB\x18Z\x16dfs/proto/dfs/v1;dfsv1b\x06proto3"
 
 var (
 	file_dfs_v1_state_proto_rawDescOnce sync.Once
@@ -860,17 +1113,21 @@ func file_dfs_v1_state_proto_rawDescGZIP() []byte {
 	return file_dfs_v1_state_proto_rawDescData
 }
 
-var file_dfs_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_dfs_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_dfs_v1_state_proto_goTypes = []any{
 	(*Inode)(nil),         // 0: dfs.v1.Inode
 	(*Dentry)(nil),        // 1: dfs.v1.Dentry
-	(*ChunkRecord)(nil),   // 2: dfs.v1.ChunkRecord
-	(*Garbage)(nil),       // 3: dfs.v1.Garbage
-	(*SessionRecord)(nil), // 4: dfs.v1.SessionRecord
-	(*CachedReply)(nil),   // 5: dfs.v1.CachedReply
-	(*Orphan)(nil),        // 6: dfs.v1.Orphan
-	(*ServerRecord)(nil),  // 7: dfs.v1.ServerRecord
-	(*Counters)(nil),      // 8: dfs.v1.Counters
+	(*Xattr)(nil),         // 2: dfs.v1.Xattr
+	(*ChunkRef)(nil),      // 3: dfs.v1.ChunkRef
+	(*ChunkRecord)(nil),   // 4: dfs.v1.ChunkRecord
+	(*Garbage)(nil),       // 5: dfs.v1.Garbage
+	(*SessionRecord)(nil), // 6: dfs.v1.SessionRecord
+	(*NonceRecord)(nil),   // 7: dfs.v1.NonceRecord
+	(*CachedReply)(nil),   // 8: dfs.v1.CachedReply
+	(*Orphan)(nil),        // 9: dfs.v1.Orphan
+	(*ServerRecord)(nil),  // 10: dfs.v1.ServerRecord
+	(*Counters)(nil),      // 11: dfs.v1.Counters
+	(*ClusterRecord)(nil), // 12: dfs.v1.ClusterRecord
 }
 var file_dfs_v1_state_proto_depIdxs = []int32{
 	0, // [0:0] is the sub-list for method output_type
@@ -891,7 +1148,7 @@ func file_dfs_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dfs_v1_state_proto_rawDesc), len(file_dfs_v1_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"dfs/internal/dfs"
+	"dfs/internal/rpc"
+	dfsv1 "dfs/proto/dfs/v1"
+	"dfs/testcluster"
+)
+
+// The rows that need more than calls of the SDK.
+
+// putTree is `dfs put -r` of the Go tree. Seconds.
+func putTree(ctx context.Context, e *env) (float64, error) {
+	dst := e.fresh("tree")
+	began := time.Now()
+	cmd := exec.CommandContext(ctx, e.bin, "put", "-r", e.tree, dst)
+	cmd.Env = append(os.Environ(), "DFS_MASTERS="+strings.Join(e.cluster.Masters(), ","))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("dfs put -r: %w: %s", err, bytes.TrimSpace(out))
+	}
+	took := time.Since(began).Seconds()
+	return took, e.c.RemoveAll(ctx, dst)
+}
+
+// coldStart stops every process, drops the caches, starts them and reads one file of 20,000. Seconds.
+func coldStart(ctx context.Context, e *env) (float64, error) {
+	const dirs, each = 100, 200
+	name := func(d, i int) string { return fmt.Sprintf("/bench-cold/%d/f%d", d, i) }
+	data := randomBytes(8*dfs.KiB, 9)
+	if _, err := e.c.Stat(ctx, name(dirs-1, each-1)); err != nil {
+		if err := forAll(dirs, func(d int) error {
+			if err := e.c.MkdirAll(ctx, fmt.Sprintf("/bench-cold/%d", d), 0o755); err != nil {
+				return err
+			}
+			for i := range each {
+				if err := e.c.WriteFile(ctx, name(d, i), data, 0o644); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return 0, err
+		}
+	}
+	e.c.Close()
+	e.c = nil
+	if err := e.cluster.Close(); err != nil {
+		return 0, err
+	}
+	if err := dropCaches(); err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	var err error
+	if e.cluster, err = testcluster.StartProcesses(ctx, e.bin, filepath.Join(e.dir, "cluster"), servers); err != nil {
+		return 0, err
+	}
+	if err := e.dial(ctx); err != nil {
+		return 0, err
+	}
+	got, err := e.c.ReadFile(ctx, name(dirs/2, each/2))
+	took := time.Since(began).Seconds()
+	if err == nil && !bytes.Equal(got, data) {
+		err = errors.New("the first read after the start returned other bytes")
+	}
+	return took, err
+}
+
+// heapPerGiB writes and reads 1 GiB through a cluster inside this process and returns the heap allocated meanwhile, in
+// MiB, per GiB that passed: an upper bound for a chunkserver, as the client's and the master's share is in it too.
+func heapPerGiB(ctx context.Context, e *env) (float64, error) {
+	dir, err := os.MkdirTemp(e.dir, "heap-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	cluster, err := testcluster.Start(ctx, testcluster.Config{Dir: dir, Real: true})
+	if err != nil {
+		return 0, err
+	}
+	defer cluster.Close()
+	c, err := cluster.Client(ctx, "bench")
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	inside := *e
+	inside.c, inside.cpuPerGiB = c, nil
+	transfer := func() error {
+		if _, err := streamWrite(ctx, &inside); err != nil {
+			return err
+		}
+		_, err := streamRead(ctx, &inside)
+		return err
+	}
+	if err := transfer(); err != nil { // fills the pools
+		return 0, err
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	if err := transfer(); err != nil {
+		return 0, err
+	}
+	runtime.ReadMemStats(&after)
+	const passes = 2 // written once, read once
+	return float64(after.TotalAlloc-before.TotalAlloc) / dfs.MiB / (passes * float64(e.streamBytes) / dfs.GiB), nil
+}
+
+// masterMemory makes files of one chunk (the chunk is allocated, not written) until there are e.files, and returns
+// the master's resident memory, in MiB.
+func masterMemory(ctx context.Context, e *env) (float64, error) {
+	pool := rpc.NewPool(rpc.TCP(), rpc.PoolOptions{})
+	defer pool.Close()
+	cc, err := pool.Get(e.cluster.Masters()[0])
+	if err != nil {
+		return 0, err
+	}
+	m := dfsv1.NewMasterClient(cc)
+	const perDir = 10_000
+	if err := forAll(callers, func(caller int) error {
+		open, err := m.OpenSession(ctx, &dfsv1.OpenSessionRequest{Client: "bench", Nonce: rand.Uint64()})
+		if err != nil {
+			return err
+		}
+		// Busy the whole time: the session lives on its requests' keepalive stream.
+		alive, err := m.KeepAlive(ctx)
+		if err != nil {
+			return err
+		}
+		defer alive.CloseSend()
+		for i := range e.files / callers {
+			if i%1000 == 0 {
+				if err := alive.Send(&dfsv1.KeepAliveRequest{Session: open.GetSession()}); err != nil {
+					return err
+				}
+				if _, err := alive.Recv(); err != nil {
+					return err
+				}
+			}
+			req := &dfsv1.CreateRequest{
+				Header: &dfsv1.MutationHeader{Session: open.GetSession(), Seq: uint64(i + 1), Caller: &dfsv1.Caller{}},
+				Parent: &dfsv1.Ref{Path: fmt.Appendf(nil, "/bench-million/%d/%d", caller, i/perDir)}, Name: fmt.Appendf(nil, "file-%07d", i),
+				Mode: 0o100644, MakeParents: true, WantChunk: true,
+			}
+			if _, err := m.Create(ctx, req); err != nil {
+				return err
+			}
+		}
+		_, err = m.CloseSession(ctx, &dfsv1.CloseSessionRequest{Session: open.GetSession()})
+		return err
+	}); err != nil {
+		return 0, err
+	}
+	return residentMiB(e.cluster.Nodes("master")[0].PID)
+}

@@ -1,0 +1,284 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"dfs/internal/dfs"
+	dfsv1 "dfs/proto/dfs/v1"
+)
+
+// Inodes is the tree by inode number, for programs that keep inodes instead of paths and act for many users: a mount. Names
+// are bytes. Errors wrap the sentinels of internal/dfserr without a *fs.PathError, as there is no path. Its methods
+// are safe for concurrent use.
+type Inodes struct{ c *Client }
+
+// Inodes returns the tree by inode number.
+func (c *Client) Inodes() Inodes { return Inodes{c} }
+
+func callerMessage(who Caller) *dfsv1.Caller {
+	return &dfsv1.Caller{Uid: who.UID, Gid: who.GID, Groups: who.Groups}
+}
+
+func inodeRef(inode dfs.InodeID) *dfsv1.Ref { return &dfsv1.Ref{Inode: uint64(inode)} }
+
+// GetAttr describes an inode. Reading attributes needs no permission.
+func (t Inodes) GetAttr(ctx context.Context, inode dfs.InodeID) (Attr, error) {
+	a, err := t.c.getAttr(ctx, inodeRef(inode))
+	if err != nil {
+		return Attr{}, err
+	}
+	return attrOf(a), nil
+}
+
+// Lookup describes the entry name of a directory, or with ".." its parent; a symbolic link is not followed.
+func (t Inodes) Lookup(ctx context.Context, who Caller, parent dfs.InodeID, name []byte) (Attr, error) {
+	req := &dfsv1.GetAttrRequest{
+		Caller: callerMessage(who), MinIndex: t.c.minIndex(),
+		Ref: &dfsv1.Ref{Inode: uint64(parent), Path: name, NoFollow: true},
+	}
+	var reply *dfsv1.AttrReply
+	err := t.c.ask(ctx, func(ctx context.Context, m dfsv1.MasterClient) (err error) {
+		reply, err = m.GetAttr(ctx, req)
+		return err
+	})
+	if err != nil {
+		return Attr{}, err
+	}
+	t.c.masters.observe(reply.GetIndex())
+	return attrOf(reply.GetAttr()), nil
+}
+
+// ReadDir returns at most limit entries of a directory whose names follow after in byte order, and whether those are
+// the last.
+func (t Inodes) ReadDir(ctx context.Context, who Caller, dir dfs.InodeID, after []byte, limit int) (entries []*FileInfo, end bool, err error) {
+	req := &dfsv1.ReadDirRequest{Caller: callerMessage(who), Ref: inodeRef(dir), After: after, Limit: uint32(limit), MinIndex: t.c.minIndex()}
+	var reply *dfsv1.ReadDirReply
+	err = t.c.ask(ctx, func(ctx context.Context, m dfsv1.MasterClient) (err error) {
+		reply, err = m.ReadDir(ctx, req)
+		return err
+	})
+	if err != nil {
+		return nil, false, err
+	}
+	t.c.masters.observe(reply.GetIndex())
+	entries = make([]*FileInfo, 0, len(reply.GetEntries()))
+	for _, e := range reply.GetEntries() {
+		entries = append(entries, &FileInfo{name: string(e.GetName()), Attr: attrOf(e.GetAttr())})
+	}
+	return entries, reply.GetEnd(), nil
+}
+
+// change makes a mutation on behalf of who that is answered with attributes.
+func (t Inodes) change(ctx context.Context, who Caller, do func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error)) (Attr, error) {
+	a, err := t.c.changedAttr(ctx, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
+		h.Caller = callerMessage(who)
+		return do(ctx, m, h)
+	})
+	if err != nil {
+		return Attr{}, err
+	}
+	return attrOf(a), nil
+}
+
+// AttrChange is a partial update of attributes: nil fields stay as they are.
+type AttrChange struct {
+	Mode               *uint32 // permission, setuid, setgid and sticky bits of st_mode
+	UID, GID           *uint32
+	Atime, Mtime       *time.Time
+	AtimeNow, MtimeNow bool // the master's time
+}
+
+// SetAttr changes attributes as chmod, chown and utimensat do.
+func (t Inodes) SetAttr(ctx context.Context, who Caller, inode dfs.InodeID, change AttrChange) (Attr, error) {
+	return t.change(ctx, who, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
+		req := &dfsv1.SetAttrRequest{
+			Header: h, Ref: inodeRef(inode), Mode: change.Mode, Uid: change.UID, Gid: change.GID,
+			AtimeNow: change.AtimeNow, MtimeNow: change.MtimeNow,
+		}
+		if change.Atime != nil {
+			ns := change.Atime.UnixNano()
+			req.AtimeNs = &ns
+		}
+		if change.Mtime != nil {
+			ns := change.Mtime.UnixNano()
+			req.MtimeNs = &ns
+		}
+		return m.SetAttr(ctx, req)
+	})
+}
+
+// Truncate sets a file's length by inode. byHandle says that who holds it open for writing, so that permission was
+// checked at open. Chunk locations that the change outdates are dropped.
+func (t Inodes) Truncate(ctx context.Context, who Caller, inode dfs.InodeID, length int64, byHandle bool) (Attr, error) {
+	if err := checkLength(length); err != nil {
+		return Attr{}, err
+	}
+	a, err := t.change(ctx, who, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
+		req := &dfsv1.TruncateRequest{Header: h, Ref: inodeRef(inode), Length: length}
+		if byHandle {
+			req.HandleInode = uint64(inode)
+		}
+		return m.Truncate(ctx, req)
+	})
+	t.c.cache.InvalidateFrom(inode, 0)
+	return a, err
+}
+
+// NewNode says what Make creates.
+type NewNode struct {
+	Mode   uint32 // st_mode: type and permission bits, umask already applied
+	Rdev   uint32 // of a device
+	Target []byte // of a symbolic link
+}
+
+// Make creates an inode of any type under a name that must be free.
+func (t Inodes) Make(ctx context.Context, who Caller, parent dfs.InodeID, name []byte, node NewNode) (Attr, error) {
+	reply, err := t.create(ctx, who, parent, name, func(r *dfsv1.CreateRequest) {
+		r.Mode, r.Rdev, r.SymlinkTarget, r.Exclusive = node.Mode, node.Rdev, node.Target, true
+	})
+	if err != nil {
+		return Attr{}, err
+	}
+	return attrOf(reply.GetAttr()), nil
+}
+
+func (t Inodes) create(ctx context.Context, who Caller, parent dfs.InodeID, name []byte, fill func(*dfsv1.CreateRequest)) (*dfsv1.OpenReply, error) {
+	if err := dfs.CheckName(name); err != nil {
+		return nil, err
+	}
+	var reply *dfsv1.OpenReply
+	err := t.c.mutate(ctx, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (err error) {
+		h.Caller = callerMessage(who)
+		req := &dfsv1.CreateRequest{Header: h, Parent: inodeRef(parent), Name: name}
+		fill(req)
+		reply, err = m.Create(ctx, req)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	t.c.masters.observe(reply.GetIndex())
+	return reply, nil
+}
+
+// CreateFile makes and opens a regular file for reading and writing, or opens the existing one unless exclusive; truncate
+// cuts an existing one to length 0. mode holds permission bits, umask already applied.
+func (t Inodes) CreateFile(ctx context.Context, who Caller, parent dfs.InodeID, name []byte, mode uint32, exclusive, truncate bool) (*File, Attr, error) {
+	reply, err := t.create(ctx, who, parent, name, func(r *dfsv1.CreateRequest) {
+		r.Mode, r.Exclusive, r.Truncate, r.Open = modeRegular|mode, exclusive, truncate, true
+		r.NearServer = uint64(t.c.cfg.NearServer)
+	})
+	if err != nil {
+		return nil, Attr{}, err
+	}
+	inode := dfs.InodeID(reply.GetAttr().GetInode())
+	if !reply.GetCreated() && truncate {
+		t.c.cache.InvalidateFrom(inode, 0)
+	}
+	return t.c.newFile(string(name), os.O_RDWR, reply, true, true), attrOf(reply.GetAttr()), nil
+}
+
+// OpenFile opens a regular file by inode.
+func (t Inodes) OpenFile(ctx context.Context, who Caller, inode dfs.InodeID, read, write bool) (*File, Attr, error) {
+	var reply *dfsv1.OpenReply
+	err := t.c.inSession(ctx, func(ctx context.Context, m dfsv1.MasterClient, session uint64) (err error) {
+		reply, err = m.Open(ctx, &dfsv1.OpenRequest{
+			Caller: callerMessage(who), Ref: inodeRef(inode), Session: session, MinIndex: t.c.minIndex(), Read: read, Write: write,
+		})
+		return err
+	})
+	if err != nil {
+		return nil, Attr{}, err
+	}
+	t.c.masters.observe(reply.GetIndex())
+	flag := os.O_RDONLY
+	if write {
+		flag = os.O_RDWR // the kernel reads pages that it writes in part, also through a write-only handle
+	}
+	return t.c.newFile(fmt.Sprintf("inode %d", inode), flag, reply, true, write), attrOf(reply.GetAttr()), nil
+}
+
+// Remove takes away one name: of an empty directory if dir, else of anything else.
+func (t Inodes) Remove(ctx context.Context, who Caller, parent dfs.InodeID, name []byte, dir bool) error {
+	what := dfsv1.RemoveRequest_FILE
+	if dir {
+		what = dfsv1.RemoveRequest_DIRECTORY
+	}
+	return t.c.mutate(ctx, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) error {
+		h.Caller = callerMessage(who)
+		reply, err := m.Remove(ctx, &dfsv1.RemoveRequest{Header: h, Parent: inodeRef(parent), Name: name, What: what})
+		t.c.masters.observe(reply.GetIndex())
+		return err
+	})
+}
+
+// Rename moves a name, replacing what rename(2) would replace.
+func (t Inodes) Rename(ctx context.Context, who Caller, oldParent dfs.InodeID, oldName []byte, newParent dfs.InodeID, newName []byte) error {
+	_, err := t.change(ctx, who, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
+		return m.Rename(ctx, &dfsv1.RenameRequest{Header: h, OldParent: inodeRef(oldParent), OldName: oldName, NewParent: inodeRef(newParent), NewName: newName})
+	})
+	return err
+}
+
+// Link gives an inode another name.
+func (t Inodes) Link(ctx context.Context, who Caller, inode, parent dfs.InodeID, name []byte) (Attr, error) {
+	return t.change(ctx, who, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
+		return m.Link(ctx, &dfsv1.LinkRequest{Header: h, Target: inodeRef(inode), Parent: inodeRef(parent), Name: name})
+	})
+}
+
+// GetXattr returns an extended attribute's value.
+func (t Inodes) GetXattr(ctx context.Context, who Caller, inode dfs.InodeID, name string) ([]byte, error) {
+	req := &dfsv1.GetXattrRequest{Caller: callerMessage(who), Ref: inodeRef(inode), Name: []byte(name), MinIndex: t.c.minIndex()}
+	var reply *dfsv1.GetXattrReply
+	err := t.c.ask(ctx, func(ctx context.Context, m dfsv1.MasterClient) (err error) {
+		reply, err = m.GetXattr(ctx, req)
+		return err
+	})
+	t.c.masters.observe(reply.GetIndex())
+	return reply.GetValue(), err
+}
+
+// ListXattr returns the names of an inode's extended attributes in byte order.
+func (t Inodes) ListXattr(ctx context.Context, who Caller, inode dfs.InodeID) ([]string, error) {
+	req := &dfsv1.ListXattrRequest{Caller: callerMessage(who), Ref: inodeRef(inode), MinIndex: t.c.minIndex()}
+	var reply *dfsv1.ListXattrReply
+	err := t.c.ask(ctx, func(ctx context.Context, m dfsv1.MasterClient) (err error) {
+		reply, err = m.ListXattr(ctx, req)
+		return err
+	})
+	t.c.masters.observe(reply.GetIndex())
+	names := make([]string, 0, len(reply.GetNames()))
+	for _, n := range reply.GetNames() {
+		names = append(names, string(n))
+	}
+	return names, err
+}
+
+// SetXattr sets an extended attribute.
+func (t Inodes) SetXattr(ctx context.Context, who Caller, inode dfs.InodeID, name string, value []byte, mode XattrMode) error {
+	if err := checkXattr(name, value); err != nil {
+		return err
+	}
+	_, err := t.change(ctx, who, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
+		return m.SetXattr(ctx, &dfsv1.SetXattrRequest{
+			Header: h, Ref: inodeRef(inode), Name: []byte(name), Value: value, Create: mode == XattrCreate, Replace: mode == XattrReplace,
+		})
+	})
+	return err
+}
+
+// RemoveXattr takes away an extended attribute.
+func (t Inodes) RemoveXattr(ctx context.Context, who Caller, inode dfs.InodeID, name string) error {
+	_, err := t.change(ctx, who, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
+		return m.RemoveXattr(ctx, &dfsv1.RemoveXattrRequest{Header: h, Ref: inodeRef(inode), Name: []byte(name)})
+	})
+	return err
+}
+
+// StatMode returns st_mode for Go's form of a mode.
+func StatMode(m fs.FileMode) uint32 { return statMode(m) }

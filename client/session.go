@@ -1,0 +1,312 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"dfs/internal/dfs"
+	"dfs/internal/dfserr"
+	dfsv1 "dfs/proto/dfs/v1"
+)
+
+// window is how many mutations may be outstanding: half of what the master remembers per session, so the
+// reply of a request that is still being retried is never overwritten.
+const window = dfs.ReplyWindow / 2
+
+// session is the client's presence at the master (DESIGN §5): opened on first need, kept alive by a stream, and
+// replaced when the master no longer knows it.
+type session struct {
+	c   *Client
+	log hclog.Logger
+
+	// opening is held while a session is being opened.
+	opening chan struct{}
+
+	mu    sync.Mutex
+	epoch *epoch              // guarded by mu: nil before the first and after a lost one
+	opens map[dfs.InodeID]int // guarded by mu: handles counted at the master, to be announced again
+	ended bool                // guarded by mu
+}
+
+// epoch is one session id and the requests made in it.
+type epoch struct {
+	id     uint64
+	ttl    time.Duration
+	cancel context.CancelFunc // stops its keepAlive
+	lost   chan struct{}      // closed when the master no longer knows the session
+
+	turn  chan struct{}         // held while a seq is being drawn
+	next  uint64                // guarded by turn
+	slots [window]chan struct{} // full while the seq with this remainder is free
+}
+
+func newSession(c *Client) *session {
+	return &session{c: c, log: c.cfg.Logger, opening: make(chan struct{}, 1), opens: map[dfs.InodeID]int{}}
+}
+
+// get returns the current session, opening one if there is none.
+func (s *session) get(ctx context.Context) (*epoch, error) {
+	if e := s.current(); e != nil {
+		return e, nil
+	}
+	select {
+	case s.opening <- struct{}{}:
+		defer func() { <-s.opening }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	if e := s.current(); e != nil {
+		return e, nil
+	}
+	return s.open(ctx)
+}
+
+func (s *session) current() *epoch {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.epoch
+}
+
+func (s *session) open(ctx context.Context) (*epoch, error) {
+	req := &dfsv1.OpenSessionRequest{Client: s.c.cfg.Name, Nonce: randomID(), ClusterId: uint64(s.c.cfg.ClusterID)}
+	var reply *dfsv1.OpenSessionReply
+	err := s.c.masters.call(ctx, nil, func(ctx context.Context, m dfsv1.MasterClient) (err error) {
+		reply, err = m.OpenSession(ctx, req)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if want := s.c.cfg.ClusterID; want != 0 && dfs.ClusterID(reply.GetClusterId()) != want {
+		return nil, dfserr.Errorf(dfserr.ErrWrongCluster, "the masters are of cluster %s, not %s", dfs.ClusterID(reply.GetClusterId()), want)
+	}
+	s.c.masters.observe(reply.GetIndex())
+	ctx, cancel := context.WithCancel(context.Background())
+	e := &epoch{
+		id: reply.GetSession(), ttl: max(time.Second, time.Duration(reply.GetTtlMs())*time.Millisecond),
+		cancel: cancel, lost: make(chan struct{}), turn: make(chan struct{}, 1), next: 1,
+	}
+	for i := range e.slots {
+		e.slots[i] = make(chan struct{}, 1)
+		e.slots[i] <- struct{}{}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		cancel()
+		return nil, dfserr.Errorf(dfserr.ErrClosed, "client")
+	}
+	s.epoch = e
+	s.c.wg.Go(func() { s.keepAlive(ctx, e) })
+	return e, nil
+}
+
+// lose forgets a session that the master does not know any more.
+func (s *session) lose(e *epoch) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.epoch != e {
+		return
+	}
+	s.log.Warn("the master no longer knows this client's session; the next operation opens a new one", "session", e.id)
+	s.epoch = nil
+	e.cancel()
+	close(e.lost)
+}
+
+// draw returns the next request number; release ends its use. Numbers are given out in order, and never one that is
+// window or more above one still in use.
+func (e *epoch) draw(ctx context.Context) (seq uint64, release func(), err error) {
+	select {
+	case e.turn <- struct{}{}:
+	case <-ctx.Done():
+		return 0, nil, ctx.Err()
+	}
+	defer func() { <-e.turn }()
+	slot := e.slots[e.next%window]
+	select {
+	case <-slot:
+	case <-ctx.Done():
+		return 0, nil, ctx.Err()
+	}
+	seq = e.next
+	e.next++
+	return seq, func() { slot <- struct{}{} }, nil
+}
+
+// mutate makes a changing call exactly once: every attempt carries the same (session, seq), under which the master
+// keeps its reply. When the session has been lost, a request that cannot have been carried out yet is made
+// again in a new session; one whose outcome is in doubt gives ErrUnknownSession.
+func (c *Client) mutate(ctx context.Context, attempt func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) error) error {
+	if c.closed.Load() {
+		return dfserr.Errorf(dfserr.ErrClosed, "client")
+	}
+	ctx, cancel := c.opContext(ctx)
+	defer cancel()
+	for {
+		e, err := c.session.get(ctx)
+		if err != nil {
+			return err
+		}
+		seq, release, err := e.draw(ctx)
+		if err != nil {
+			return err
+		}
+		h := &dfsv1.MutationHeader{Session: e.id, Seq: seq, Caller: c.caller()}
+		doubt := false
+		err = c.masters.call(ctx, &doubt, func(ctx context.Context, m dfsv1.MasterClient) error { return attempt(ctx, m, h) })
+		release()
+		if !errors.Is(err, dfserr.ErrUnknownSession) {
+			return err
+		}
+		c.session.lose(e)
+		if doubt {
+			return dfserr.Errorf(dfserr.ErrUnknownSession, "the session was lost while the outcome of the operation was not known; it may have happened")
+		}
+	}
+}
+
+// inSession makes a call that names the session without being a numbered mutation (Open).
+func (c *Client) inSession(ctx context.Context, attempt func(ctx context.Context, m dfsv1.MasterClient, session uint64) error) error {
+	if c.closed.Load() {
+		return dfserr.Errorf(dfserr.ErrClosed, "client")
+	}
+	ctx, cancel := c.opContext(ctx)
+	defer cancel()
+	for {
+		e, err := c.session.get(ctx)
+		if err != nil {
+			return err
+		}
+		err = c.masters.call(ctx, nil, func(ctx context.Context, m dfsv1.MasterClient) error { return attempt(ctx, m, e.id) })
+		if !errors.Is(err, dfserr.ErrUnknownSession) {
+			return err
+		}
+		c.session.lose(e)
+	}
+}
+
+// opened counts a handle that the master has counted too.
+func (s *session) opened(inode dfs.InodeID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.opens[inode]++
+}
+
+// closed takes a handle back.
+func (s *session) closed(inode dfs.InodeID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.opens[inode]--; s.opens[inode] <= 0 {
+		delete(s.opens, inode)
+	}
+}
+
+// openList returns every counted handle, an inode as often as it is open.
+func (s *session) openList() []uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var l []uint64
+	for inode, n := range s.opens {
+		for range n {
+			l = append(l, uint64(inode))
+		}
+	}
+	return l
+}
+
+// keepAlive renews the session until ctx ends or the session is lost.
+func (s *session) keepAlive(ctx context.Context, e *epoch) {
+	var p pause
+	for {
+		err := s.renew(ctx, e, &p)
+		if ctx.Err() != nil {
+			return
+		}
+		if errors.Is(err, dfserr.ErrUnknownSession) {
+			s.lose(e)
+			s.reopen()
+			return
+		}
+		s.log.Debug("keepalive stream broke", "error", err)
+		if p.wait(ctx) != nil {
+			return
+		}
+	}
+}
+
+// renew runs one keepalive stream: a message at a third of the TTL, each answered.
+func (s *session) renew(ctx context.Context, e *epoch, p *pause) error {
+	c, i, err := s.c.masters.pick()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.KeepAlive(ctx)
+	if err != nil {
+		s.c.masters.blame(i)
+		return err
+	}
+	req := &dfsv1.KeepAliveRequest{Session: e.id, OpenInodes: s.openList()}
+	ticker := time.NewTicker(e.ttl / 3)
+	defer ticker.Stop()
+	for {
+		late := time.AfterFunc(e.ttl/3, cancel) // an answer that stays out means the stream is dead
+		if err = stream.Send(req); err == nil || isEOF(err) {
+			_, err = stream.Recv()
+		}
+		late.Stop()
+		if err != nil {
+			if !errors.Is(err, dfserr.ErrUnknownSession) {
+				s.c.masters.blame(i)
+			}
+			return err
+		}
+		p.next = 0
+		req = &dfsv1.KeepAliveRequest{Session: e.id}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// reopen gets a new session at once when there are handles to announce.
+func (s *session) reopen() {
+	s.mu.Lock()
+	need := len(s.opens) > 0 && !s.ended
+	s.mu.Unlock()
+	if !need {
+		return
+	}
+	ctx, cancel := s.c.opContext(s.c.ctx)
+	defer cancel()
+	if _, err := s.get(ctx); err != nil {
+		s.log.Warn("no new session could be opened; the next operation tries again", "error", err)
+	}
+}
+
+// end closes the session at the master, as well as can be done before ctx ends.
+func (s *session) end(ctx context.Context) {
+	s.mu.Lock()
+	e := s.epoch
+	s.epoch, s.ended = nil, true
+	s.mu.Unlock()
+	if e == nil {
+		return
+	}
+	e.cancel()
+	m, _, err := s.c.masters.pick()
+	if err != nil {
+		return
+	}
+	if _, err := m.CloseSession(ctx, &dfsv1.CloseSessionRequest{Session: e.id}); err != nil {
+		s.log.Debug("the session was not closed at the master; it lapses by itself", "session", e.id, "error", err)
+	}
+}

@@ -1,0 +1,169 @@
+package master
+
+import (
+	"context"
+
+	"golang.org/x/sync/errgroup"
+
+	"dfs/internal/dfs"
+	"dfs/internal/dfserr"
+	"dfs/master/fsm"
+	dfsv1 "dfs/proto/dfs/v1"
+)
+
+// Calls that read the namespace.
+
+func (l *leader) getAttr(ctx context.Context, r *dfsv1.GetAttrRequest) (*dfsv1.AttrReply, error) {
+	v, err := l.read(ctx, r.GetMinIndex())
+	if err != nil {
+		return nil, err
+	}
+	a, err := v.LookupPath(r.GetCaller(), r.GetRef())
+	index := v.Index()
+	v.Close()
+	if err != nil {
+		return nil, err
+	}
+	if a.GetTailOpen() {
+		if a, err = l.completeAttr(ctx, a); err != nil {
+			return nil, err
+		}
+	}
+	return &dfsv1.AttrReply{Attr: a, Index: uint64(index)}, nil
+}
+
+// dirPageBytes bounds the entries of one reply, by an estimate.
+const dirPageBytes = 3 * dfs.MiB
+
+func (l *leader) readDir(ctx context.Context, r *dfsv1.ReadDirRequest) (*dfsv1.ReadDirReply, error) {
+	v, err := l.read(ctx, r.GetMinIndex())
+	if err != nil {
+		return nil, err
+	}
+	limit := int(min(r.GetLimit(), 4096))
+	page, err := v.ReadDir(r.GetCaller(), r.GetRef(), r.GetAfter(), limit, r.GetNamesOnly())
+	index := v.Index()
+	v.Close()
+	if err != nil {
+		return nil, err
+	}
+	size := 0
+	for i, e := range page.Entries {
+		// Names and link targets are what can be long; 160 is more than the rest of an entry takes.
+		if size += 160 + len(e.GetName()) + len(e.GetAttr().GetSymlinkTarget()); size > dirPageBytes {
+			page.Entries, page.End = page.Entries[:i], false
+			break
+		}
+	}
+	if err := l.completeEntries(ctx, page.Entries); err != nil {
+		return nil, err
+	}
+	return &dfsv1.ReadDirReply{Entries: page.Entries, End: page.End, Index: uint64(index), Dir: page.Dir}, nil
+}
+
+// completeEntries makes the lengths of files that are being written exact.
+func (l *leader) completeEntries(ctx context.Context, entries []*dfsv1.DirEntry) error {
+	var g *errgroup.Group
+	for _, e := range entries {
+		if !e.GetAttr().GetTailOpen() {
+			continue
+		}
+		if g == nil {
+			g, ctx = errgroup.WithContext(ctx)
+			g.SetLimit(tailParallel)
+		}
+		g.Go(func() error {
+			a, err := l.completeAttr(ctx, e.GetAttr())
+			if err != nil {
+				return dfserr.Errorf(err, "entry %q", e.GetName())
+			}
+			e.Attr = a
+			return nil
+		})
+	}
+	if g == nil {
+		return nil
+	}
+	return g.Wait()
+}
+
+func (l *leader) getXattr(ctx context.Context, r *dfsv1.GetXattrRequest) (*dfsv1.GetXattrReply, error) {
+	v, err := l.read(ctx, r.GetMinIndex())
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	value, err := v.GetXattr(r.GetCaller(), r.GetRef(), r.GetName())
+	if err != nil {
+		return nil, err
+	}
+	return &dfsv1.GetXattrReply{Value: value, Index: uint64(v.Index())}, nil
+}
+
+func (l *leader) listXattr(ctx context.Context, r *dfsv1.ListXattrRequest) (*dfsv1.ListXattrReply, error) {
+	v, err := l.read(ctx, r.GetMinIndex())
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	names, err := v.ListXattr(r.GetCaller(), r.GetRef())
+	if err != nil {
+		return nil, err
+	}
+	return &dfsv1.ListXattrReply{Names: names, Index: uint64(v.Index())}, nil
+}
+
+func (l *leader) statFs(ctx context.Context, _ *dfsv1.StatFsRequest) (*dfsv1.StatFsReply, error) {
+	v, err := l.read(ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer v.Close()
+	return l.totals(v)
+}
+
+func (l *leader) totals(v *fsm.View) (*dfsv1.StatFsReply, error) {
+	stats, err := v.Stats()
+	if err != nil {
+		return nil, err
+	}
+	t := l.fleet.totals()
+	return &dfsv1.StatFsReply{
+		CapacityBytes: t.Capacity, FreeBytes: t.Free, UsedBytes: t.Used, Inodes: stats.Inodes, Chunks: stats.Chunks, DataBytes: stats.Bytes,
+	}, nil
+}
+
+// openChunks is how many chunk configurations an open returns, to save a round trip.
+const openChunks = 4
+
+func (l *leader) open(ctx context.Context, r *dfsv1.OpenRequest) (*dfsv1.OpenReply, error) {
+	v, err := l.read(ctx, r.GetMinIndex())
+	if err != nil {
+		return nil, err
+	}
+	id, n, err := v.Open(r.GetCaller(), r.GetRef(), r.GetRead(), r.GetWrite())
+	if err == nil && n.IsSymlink() {
+		err = dfserr.Errorf(dfserr.ErrLoop, "open the symbolic link %q itself", r.GetRef().GetPath())
+	}
+	index := v.Index()
+	v.Close()
+	if err != nil {
+		return nil, err
+	}
+	session := dfs.SessionID(r.GetSession())
+	if session != 0 {
+		if err := l.sessions.open(session, id, r.GetWrite()); err != nil {
+			return nil, err
+		}
+		// Counted: from here on the inode stays, if it is still there.
+		if n, err = l.inode(id); err != nil {
+			l.sessions.close(session, id, r.GetWrite())
+			return nil, err
+		}
+	}
+	reply, err := l.openReply(ctx, id, &n, index)
+	if err != nil && session != 0 {
+		l.sessions.close(session, id, r.GetWrite())
+	}
+	return reply, err
+}

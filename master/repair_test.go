@@ -1,0 +1,415 @@
+package master
+
+import (
+	"errors"
+	"io"
+	"testing"
+	"time"
+
+	"dfs/internal/dfs"
+	"dfs/internal/dfserr"
+	dfsv1 "dfs/proto/dfs/v1"
+)
+
+// healed reports that every chunk has its replicas, by a walk that saw the last change.
+func (w *world) healed() bool {
+	r := w.report()
+	return r.GetRepairsScanned() && r.GetUnderReplicated() == 0 && r.GetMissing() == 0 && r.GetCorrupt() == 0 && r.GetRepairsRunning() == 0
+}
+
+// checkReplicas compares the committed configuration with what the servers hold.
+func (w *world) checkReplicas(c *dfsv1.ChunkConfig, want int, length int64) {
+	w.t.Helper()
+	if len(ids(c)) != want {
+		w.t.Fatalf("chunk %d has replicas %v, want %d", c.GetChunk(), ids(c), want)
+	}
+	for _, id := range ids(c) {
+		if r, ok := w.server(id).get(c.GetChunk()); !ok || r.length != length {
+			w.t.Fatalf("server %d: replica %+v %v, want length %d", id, r, ok, length)
+		}
+	}
+	for _, s := range w.servers {
+		in := false
+		for _, id := range ids(c) {
+			in = in || id == s.id
+		}
+		if r, ok := s.get(c.GetChunk()); ok && !in && s.cancel != nil {
+			w.t.Fatalf("server %d holds a replica %+v outside the configuration %v", s.id, r, ids(c))
+		}
+	}
+}
+
+// TestRepairAfterDeath kills a server, waits until its chunks have been copied, and brings it back.
+func TestRepairAfterDeath(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addServers(4)
+		stop := w.keepAlive(w.session)
+		defer stop()
+		var inodes []uint64
+		for _, n := range []string{"a", "b", "c", "d", "e"} {
+			ino, c := w.newChunk(n, 1000)
+			if err := w.commit(ino, c, 1000, true); err != nil {
+				t.Fatal(err)
+			}
+			inodes = append(inodes, ino)
+		}
+		w.eventually("first walk", 5*time.Second, w.healed)
+		victim := w.servers[0]
+		victim.kill()
+		lost := len(victim.replicas)
+		if lost == 0 {
+			t.Fatal("the victim held nothing")
+		}
+		w.eventually("notice of the loss", 5*time.Second, func() bool {
+			r := w.report()
+			return r.GetRepairsScanned() && r.GetUnderReplicated() == int64(lost)
+		})
+		w.eventually("healing", 2*time.Minute, w.healed)
+		for _, ino := range inodes {
+			c := w.config(ino, 0)
+			w.checkReplicas(c, 3, 1000)
+			for _, id := range ids(c) {
+				if id == victim.id {
+					t.Fatalf("the dead server is still in %v", ids(c))
+				}
+			}
+		}
+		victim.back()
+		w.eventually("removal of the stale replicas", 30*time.Second, func() bool {
+			victim.mu.Lock()
+			defer victim.mu.Unlock()
+			return len(victim.replicas) == 0
+		})
+		if !w.healed() {
+			t.Fatal("not healed after the return")
+		}
+	}, func(c *Config) { c.DeadAfter = 10 * time.Second })
+}
+
+// TestReturnBeforeDeath: a server that is away for less than DeadAfter, and whose chunks nobody wrote meanwhile, is
+// simply good again.
+func TestReturnBeforeDeath(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addServers(4)
+		_, c := w.newChunk("a", 1000)
+		victim := w.server(ids(c)[1])
+		victim.kill()
+		time.Sleep(5 * time.Second)
+		victim.back()
+		w.eventually("registration", 5*time.Second, victim.serving)
+		w.eventually("walk", 10*time.Second, w.healed)
+		for _, s := range w.servers {
+			if s.copies != 0 {
+				t.Fatalf("server %d was made to copy", s.id)
+			}
+		}
+	}, func(c *Config) { c.DeadAfter = 20 * time.Second })
+}
+
+// TestStaleReplicaReturns: a server comes back to a chunk that lacks replicas; it is preferred as the target.
+func TestStaleReplicaReturns(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addServers(3)
+		stop := w.keepAlive(w.session)
+		defer stop()
+		ino, c := w.newChunk("a", 1000)
+		victim := w.server(ids(c)[1])
+		victim.kill()
+		time.Sleep(time.Second)
+		now := w.complain(c, victim.id, ids(c)[0], false)
+		w.write(now, 2000)
+		victim.back()
+		w.eventually("healing", 30*time.Second, w.healed)
+		w.checkReplicas(w.config(ino, 0), 3, 2000)
+	})
+}
+
+func TestCorruptReplicaIsReplaced(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addServers(4)
+		stop := w.keepAlive(w.session)
+		defer stop()
+		ino, c := w.newChunk("a", 1000)
+		bad := w.server(ids(c)[2])
+		bad.mu.Lock()
+		bad.corrupt = []uint64{c.GetChunk()}
+		bad.mu.Unlock()
+		w.eventually("exclusion", 10*time.Second, func() bool {
+			now := w.config(ino, 0)
+			for _, id := range ids(now) {
+				if id == bad.id {
+					return false
+				}
+			}
+			return true
+		})
+		bad.mu.Lock()
+		bad.corrupt = nil
+		bad.mu.Unlock()
+		w.eventually("healing", 30*time.Second, w.healed)
+		w.checkReplicas(w.config(ino, 0), 3, 1000)
+	})
+}
+
+// TestLostReplicaIsReplaced: a server restarts without a replica that its chunk's record lists.
+func TestLostReplicaIsReplaced(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addServers(4)
+		stop := w.keepAlive(w.session)
+		defer stop()
+		ino, c := w.newChunk("a", 1000)
+		unborn := w.create("b", func(r *dfsv1.CreateRequest) { r.WantChunk = true }).GetChunks()[0]
+		if err := w.commit(ino, c, 1000, false); err != nil {
+			t.Fatal(err)
+		}
+		victim := w.server(ids(c)[2])
+		victim.kill()
+		victim.mu.Lock()
+		delete(victim.replicas, c.GetChunk())
+		victim.mu.Unlock()
+		victim.back()
+		w.eventually("new configuration", 30*time.Second, func() bool { return w.config(ino, 0).GetVersion() > c.GetVersion() })
+		w.eventually("healing", 30*time.Second, w.healed)
+		w.checkReplicas(w.config(ino, 0), 3, 1000)
+		if got := w.mustConfig("/b"); got.GetVersion() != unborn.GetVersion() {
+			t.Fatal("a chunk that has never been written was taken for lost")
+		}
+	})
+}
+
+func (w *world) mustConfig(p string) *dfsv1.ChunkConfig {
+	w.t.Helper()
+	r, err := w.client.Open(w.ctx(), &dfsv1.OpenRequest{Caller: &dfsv1.Caller{}, Ref: path(p), Read: true})
+	if err != nil || len(r.GetChunks()) == 0 {
+		w.t.Fatalf("open %s: %v %v", p, r, err)
+	}
+	return r.GetChunks()[0]
+}
+
+// TestUnknownReplicas: a server reports chunks that no record knows.
+func TestUnknownReplicas(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addServers(3)
+		_, c := w.newChunk("a", 1000)
+		s := w.server(ids(c)[0])
+		for id := uint64(1000); id < 1007; id++ {
+			s.put(id, 5, 10)
+		}
+		s.put(2000, 1<<40, 10) // newer than anything the master knows
+		s.kill()
+		s.back()
+		w.eventually("report", 10*time.Second, func() bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return len(s.deleted) == 7
+		})
+		if _, ok := s.get(c.GetChunk()); !ok {
+			t.Fatal("a replica of the configuration was deleted")
+		}
+		if _, ok := s.get(2000); !ok {
+			t.Fatal("a replica newer than the master was deleted")
+		}
+		time.Sleep(10 * time.Second)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.reports != 2 {
+			t.Fatalf("%d reports were taken, want one per registration", s.reports)
+		}
+	})
+}
+
+// TestSetReplication raises and lowers the number of replicas.
+func TestSetReplication(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addServers(4)
+		stop := w.keepAlive(w.session)
+		defer stop()
+		ino, c := w.newChunk("a", 1000)
+		if err := w.commit(ino, c, 1000, true); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range []uint32{4, 2, 3} {
+			if _, err := w.client.SetAttr(w.ctx(), &dfsv1.SetAttrRequest{Header: w.header(), Ref: inode(ino), Replication: &n}); err != nil {
+				t.Fatal(err)
+			}
+			w.eventually("replicas", 30*time.Second, func() bool { return len(ids(w.config(ino, 0))) == int(n) && w.healed() })
+			time.Sleep(5 * time.Second)
+			w.checkReplicas(w.config(ino, 0), int(n), 1000)
+		}
+		five := uint32(5)
+		if _, err := w.client.SetAttr(w.ctx(), &dfsv1.SetAttrRequest{Header: w.header(), Ref: inode(ino), Replication: &five}); err != nil {
+			t.Fatal(err)
+		}
+		w.eventually("honest count", 30*time.Second, func() bool {
+			r := w.report()
+			return r.GetRepairsScanned() && r.GetUnderReplicated() == 1
+		})
+	})
+}
+
+// TestCopyFails: the target says no; another try comes later, and a target that dies is given up at once.
+func TestCopyFails(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addServers(5)
+		stop := w.keepAlive(w.session)
+		defer stop()
+		ino, c := w.newChunk("a", 1000)
+		if err := w.commit(ino, c, 1000, true); err != nil {
+			t.Fatal(err)
+		}
+		w.noCopies()
+		w.server(ids(c)[2]).kill()
+		copies := func() (n int) {
+			for _, s := range w.servers {
+				s.mu.Lock()
+				n += s.copies
+				s.mu.Unlock()
+			}
+			return n
+		}
+		w.eventually("first try", 60*time.Second, func() bool { return copies() == 1 })
+		time.Sleep(20 * time.Second)
+		if n := copies(); n != 1 {
+			t.Fatalf("%d tries within RetryAfter", n)
+		}
+		for _, s := range w.servers {
+			s.mu.Lock()
+			s.copyErr, s.copyHold = "", make(chan struct{})
+			s.mu.Unlock()
+		}
+		w.eventually("second try", 60*time.Second, func() bool { return copies() == 2 })
+		for _, s := range w.servers {
+			s.mu.Lock()
+			target := s.copies == 2 || s.copies == 1 && s.cancel != nil && s.copyErr == ""
+			s.mu.Unlock()
+			if target && w.m.leader.Load().repairs.copying(dfs.ChunkID(c.GetChunk()), dfs.ServerID(s.id)) {
+				s.kill()
+				break
+			}
+		}
+		for _, s := range w.servers {
+			s.mu.Lock()
+			if s.copyHold != nil {
+				close(s.copyHold)
+				s.copyHold = nil
+			}
+			s.mu.Unlock()
+		}
+		w.eventually("healing", 2*time.Minute, w.healed)
+		w.checkReplicas(w.config(ino, 0), 3, 1000)
+	}, func(c *Config) { c.DeadAfter = 10 * time.Second })
+}
+
+// TestUnaskedCopy: a copy that this master did not order is not taken into the configuration.
+func TestUnaskedCopy(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addServers(4)
+		ino, c := w.newChunk("a", 1000)
+		var other *fakeServer
+		for _, s := range w.servers {
+			if _, ok := s.get(c.GetChunk()); !ok {
+				other = s
+			}
+		}
+		_, err := other.cluster().ReplicaCopied(w.ctx(), &dfsv1.ReplicaCopiedRequest{Server: other.id, Chunk: c.GetChunk(), Version: c.GetVersion()})
+		wantErr(t, "copy nobody ordered", err, dfserr.ErrStaleVersion)
+		if now := w.config(ino, 0); now.GetVersion() != c.GetVersion() {
+			t.Fatal("the configuration changed")
+		}
+	})
+}
+
+// TestSafeModeAfterRestart: until enough servers are back nothing is placed or leased anew, and nothing is copied.
+func TestSafeModeAfterRestart(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addServers(4)
+		ino, c := w.newChunk("a", 1000)
+		if err := w.commit(ino, c, 1000, true); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range w.servers {
+			s.kill()
+		}
+		w.restart(false)
+		w.servers[0].back()
+		time.Sleep(3 * time.Second)
+		if !w.report().GetSafeMode() {
+			t.Fatal("not in safe mode with one of four servers")
+		}
+		f := w.create("b")
+		_, err := w.client.AddChunk(w.ctx(), &dfsv1.AddChunkRequest{Header: w.header(), Inode: f.GetAttr().GetInode()})
+		wantErr(t, "placement in safe mode", err, dfserr.ErrSafeMode)
+		w.mustStat("/a")
+		for _, s := range w.servers[1:] {
+			s.back()
+		}
+		w.eventually("end of safe mode", 5*time.Second, func() bool { return !w.report().GetSafeMode() })
+		w.eventually("health", 10*time.Second, w.healed)
+		w.addChunk(f.GetAttr().GetInode(), 0)
+		for _, s := range w.servers {
+			if s.copies > 0 {
+				t.Fatal("something was copied although every server came back")
+			}
+		}
+		// A reconfigured chunk's lease waits for serving leases that the leader before may have granted.
+		now := w.complain(c, ids(c)[1], ids(c)[0], false)
+		if _, err := w.server(ids(now)[0]).acquire(c.GetChunk()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+func TestFsck(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addServers(4)
+		w.noCopies()
+		w.mkdir("d")
+		ino, c := w.newChunk("a", 1000)
+		if err := w.commit(ino, c, 1000, true); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.client.Create(w.ctx(), &dfsv1.CreateRequest{Header: w.header(), Parent: path("/d"), Name: []byte("l"), Mode: 0o120777, SymlinkTarget: []byte("x")}); err != nil {
+			t.Fatal(err)
+		}
+		run := func() (findings []*dfsv1.FsckReply_Finding, totals *dfsv1.FsckReply_Totals) {
+			t.Helper()
+			stream, err := w.client.Fsck(w.ctx(), &dfsv1.FsckRequest{Caller: &dfsv1.Caller{}, Ref: path("/")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for {
+				r, err := stream.Recv()
+				if errors.Is(err, io.EOF) {
+					return findings, totals
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if r.GetTotals() != nil {
+					totals = r.GetTotals()
+				} else {
+					findings = append(findings, r.GetFinding())
+				}
+			}
+		}
+		f, tot := run()
+		if len(f) != 0 || tot.GetFiles() != 1 || tot.GetDirectories() != 2 || tot.GetSymlinks() != 1 || tot.GetChunks() != 1 || tot.GetReplicas() != 3 || tot.GetBytes() != 1000 {
+			t.Fatalf("healthy: %v %v", f, tot)
+		}
+		w.server(ids(c)[0]).kill()
+		time.Sleep(time.Second)
+		f, tot = run()
+		if len(f) != 1 || f[0].GetProblem() != "under-replicated" || string(f[0].GetPath()) != "/a" || f[0].GetLive() != 2 || tot.GetUnderReplicated() != 1 {
+			t.Fatalf("one dead: %v %v", f, tot)
+		}
+		for _, id := range ids(c)[1:] {
+			w.server(id).kill()
+		}
+		time.Sleep(time.Second)
+		f, tot = run()
+		if len(f) != 1 || f[0].GetProblem() != "missing" || tot.GetMissingBytes() != 1000 || tot.GetMissingFiles() != 1 {
+			t.Fatalf("all dead: %v %v", f, tot)
+		}
+		w.eventually("report of the missing chunk", 2*time.Minute, func() bool { return w.report().GetMissing() == 1 })
+	})
+}

@@ -1,0 +1,544 @@
+package master
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"dfs/internal/dfs"
+	"dfs/internal/dfserr"
+	"dfs/master/chunks"
+	"dfs/master/cluster"
+	"dfs/master/placement"
+	"dfs/master/repair"
+	dfsv1 "dfs/proto/dfs/v1"
+)
+
+// repairs brings chunks back to their wanted replicas: it walks the chunk records when something has changed, shows them
+// to the planner (package repair), and carries out what the planner says. Memory: the planner's queue, the copies under way,
+// and replicas known to be bad; all bounded.
+type repairs struct {
+	m       *leader
+	trigger chan struct{} // one token: walk the records
+	act     chan struct{} // one token: ask the planner
+
+	mu       sync.Mutex
+	planner  *repair.Planner                           // guarded by mu
+	placer   *placement.Placer                         // guarded by mu; the planner's
+	bad      map[dfs.ChunkID]map[dfs.ServerID]struct{} // guarded by mu; replicas known to be corrupt or missing, at most maxBad
+	badCount int                                       // guarded by mu
+	inFlight map[dfs.ChunkID]copyOrder                 // guarded by mu; copies under way
+	changes  uint64                                    // guarded by mu; grows with everything that may change the totals
+	scanned  uint64                                    // guarded by mu; changes as of the begin of the last finished walk
+	totals   repair.Totals                             // guarded by mu; of the last finished walk
+	findings map[repair.Problem]int64                  // guarded by mu; of the last finished walk
+}
+
+// copyOrder is a copy under way.
+type copyOrder struct {
+	source, target dfs.ServerID
+}
+
+const (
+	maxBad       = 65_536
+	repairTick   = time.Second
+	scanPage     = 1024
+	scanMinPause = 200 * time.Millisecond
+	// scanPauseFactor keeps walks to a tenth of one core when changes never cease.
+	scanPauseFactor = 10
+	// scanEvery is how often the records are walked although nothing is known to have changed.
+	scanEvery = 5 * time.Minute
+)
+
+func newRepairs(m *leader) *repairs {
+	r := &repairs{
+		m:        m,
+		trigger:  make(chan struct{}, 1),
+		act:      make(chan struct{}, 1),
+		placer:   placement.NewPlacer(nil, placement.Options{}),
+		bad:      map[dfs.ChunkID]map[dfs.ServerID]struct{}{},
+		inFlight: map[dfs.ChunkID]copyOrder{},
+		changes:  1,
+	}
+	r.planner = repair.New(r.placer, m.cfg.Repair)
+	return r
+}
+
+// poke puts the one token into a channel.
+func poke(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// wake asks for a walk over the records: something about servers or replicas has changed.
+func (r *repairs) wake() {
+	r.mu.Lock()
+	r.changes++
+	r.mu.Unlock()
+	poke(r.trigger)
+}
+
+// changed notes that a chunk got a new configuration without the given servers.
+func (r *repairs) changed(id dfs.ChunkID, dropped []dfs.ServerID) {
+	r.mu.Lock()
+	for _, s := range dropped {
+		r.forgetBadLocked(id, s)
+	}
+	r.changes++
+	r.mu.Unlock()
+	r.observe(id)
+	poke(r.trigger)
+}
+
+// corrupt takes a chunkserver's word that its replica is bad.
+func (r *repairs) corrupt(id dfs.ChunkID, server dfs.ServerID) {
+	if r.isCorrupt(id, server) {
+		return
+	}
+	rec, err := r.m.chunkRecord(id)
+	if err != nil || !slices.Contains(rec.Replicas, server) {
+		return
+	}
+	r.noteCorrupt(id, server)
+	r.observe(id)
+	poke(r.trigger)
+}
+
+// noteCorrupt remembers that a replica is bad until it leaves the configuration. When there are too many, the next
+// report of it is as good.
+func (r *repairs) noteCorrupt(id dfs.ChunkID, server dfs.ServerID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.bad[id][server]; ok || r.badCount >= maxBad {
+		return
+	}
+	if r.bad[id] == nil {
+		r.bad[id] = map[dfs.ServerID]struct{}{}
+	}
+	r.bad[id][server] = struct{}{}
+	r.badCount++
+	r.changes++
+}
+
+func (r *repairs) forgetBadLocked(id dfs.ChunkID, server dfs.ServerID) {
+	if _, ok := r.bad[id][server]; !ok {
+		return
+	}
+	delete(r.bad[id], server)
+	r.badCount--
+	if len(r.bad[id]) == 0 {
+		delete(r.bad, id)
+	}
+}
+
+func (r *repairs) isCorrupt(id dfs.ChunkID, server dfs.ServerID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.bad[id][server]
+	return ok
+}
+
+// copying reports whether a copy of the chunk to the server is under way.
+func (r *repairs) copying(id dfs.ChunkID, server dfs.ServerID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	c, ok := r.inFlight[id]
+	return ok && c.target == server
+}
+
+// serverLost ends the copies that a server takes part in.
+func (r *repairs) serverLost(server dfs.ServerID) {
+	r.mu.Lock()
+	for id, c := range r.inFlight {
+		if c.source == server || c.target == server {
+			r.endCopyLocked(id, c.target, true)
+		}
+	}
+	r.mu.Unlock()
+	r.wake()
+}
+
+func (r *repairs) endCopyLocked(id dfs.ChunkID, target dfs.ServerID, failed bool) {
+	if c, ok := r.inFlight[id]; ok && c.target == target {
+		delete(r.inFlight, id)
+		r.planner.Done(id, target, failed, time.Now())
+		r.changes++
+		poke(r.act)
+	}
+}
+
+// health says how a replica stands.
+func (r *repairs) healthLocked(id dfs.ChunkID, server dfs.ServerID, states map[dfs.ServerID]cluster.Server) repair.Health {
+	s, ok := states[server]
+	if _, bad := r.bad[id][server]; bad && ok && s.State == cluster.Live {
+		return repair.Corrupt
+	}
+	switch {
+	case !ok || s.State == cluster.Dead:
+		return repair.Dead
+	case s.State != cluster.Live:
+		return repair.Away
+	case s.Draining:
+		return repair.Draining
+	}
+	return repair.Good
+}
+
+// servers returns what is known about all servers, by id.
+func (m *leader) servers() map[dfs.ServerID]cluster.Server {
+	states := map[dfs.ServerID]cluster.Server{}
+	for _, s := range m.fleet.snapshot() {
+		states[s.ID] = s
+	}
+	return states
+}
+
+// chunkLocked describes a chunk to the planner.
+func (r *repairs) chunkLocked(id dfs.ChunkID, rec *chunks.Record, states map[dfs.ServerID]cluster.Server) repair.Chunk {
+	c := repair.Chunk{
+		ID: id, Version: rec.Version, Want: int(rec.Replication), Size: 1 << rec.ChunkSizeLog2,
+		Members: make([]repair.Replica, len(rec.Replicas)),
+	}
+	for i, s := range rec.Replicas {
+		c.Members[i] = repair.Replica{Server: s, Health: r.healthLocked(id, s, states)}
+	}
+	return c
+}
+
+// observe shows one chunk to the planner at once.
+func (r *repairs) observe(id dfs.ChunkID) { r.observeWith(id, nil) }
+
+// observeStray shows a chunk and a fenced replica of it, from which a copy is cheap.
+func (r *repairs) observeStray(id dfs.ChunkID, stray repair.Stray) {
+	r.observeWith(id, []repair.Stray{stray})
+}
+
+func (r *repairs) observeWith(id dfs.ChunkID, strays []repair.Stray) {
+	rec, err := r.m.chunkRecord(id)
+	if err != nil {
+		r.mu.Lock()
+		r.planner.Forget(id)
+		r.mu.Unlock()
+		return
+	}
+	if r.m.fleet.safeMode().On {
+		return
+	}
+	states := r.m.servers()
+	r.mu.Lock()
+	c := r.chunkLocked(id, &rec, states)
+	c.Strays = strays
+	r.updatePlacerLocked()
+	r.planner.Observe(c)
+	r.mu.Unlock()
+	poke(r.act)
+}
+
+func (r *repairs) updatePlacerLocked() { r.placer.Update(r.m.fleet.placementNodes()) }
+
+// scanLoop walks the records when triggered, and now and then.
+func (r *repairs) scanLoop(ctx context.Context) {
+	pause := time.NewTimer(scanMinPause)
+	defer pause.Stop()
+	for {
+		// Not again before the pause is over, so that a burst of changes costs one walk.
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			return
+		}
+		wait := time.NewTimer(scanEvery)
+		select {
+		case <-r.trigger:
+		case <-wait.C:
+		case <-ctx.Done():
+			wait.Stop()
+			return
+		}
+		wait.Stop()
+		if safe := r.m.fleet.safeMode(); safe.On {
+			poke(r.trigger)
+			pause.Reset(repairTick)
+			continue
+		}
+		began := time.Now()
+		if err := r.scan(ctx); err != nil && ctx.Err() == nil {
+			r.m.log.Warn("walk over the chunk records failed", "error", err)
+		}
+		pause.Reset(max(scanMinPause, scanPauseFactor*time.Since(began)))
+	}
+}
+
+// scan walks all chunk records once.
+func (r *repairs) scan(ctx context.Context) error {
+	r.mu.Lock()
+	began := r.changes
+	r.updatePlacerLocked()
+	racks := r.placer.Ring().Racks()
+	r.mu.Unlock()
+	var totals repair.Totals
+	findings := map[repair.Problem]int64{}
+	var seeds []dfs.ChunkID
+	after := dfs.ChunkID(0)
+	for {
+		states := r.m.servers()
+		v, err := r.m.view()
+		if err != nil {
+			return err
+		}
+		n := 0
+		r.mu.Lock()
+		err = v.Chunks(after, func(id dfs.ChunkID, rec *chunks.Record) bool {
+			after = id
+			n++
+			if rec.Born && len(rec.Seed) > 0 && len(seeds) < maxSeedsPerScan {
+				seeds = append(seeds, id)
+			}
+			if racks < 2 && r.plainLocked(id, rec, states) {
+				totals.Chunks++
+				r.planner.Forget(id)
+				return n < scanPage
+			}
+			a := r.planner.Observe(r.chunkLocked(id, rec, states))
+			totals.Add(a)
+			for _, f := range a.Findings {
+				findings[f.Problem]++
+			}
+			return n < scanPage
+		})
+		r.mu.Unlock()
+		v.Close()
+		if err != nil {
+			return err
+		}
+		poke(r.act)
+		if n < scanPage {
+			break
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	r.mu.Lock()
+	r.totals, r.findings, r.scanned = totals, findings, began
+	r.planner.TakeDropped()
+	r.mu.Unlock()
+	r.m.storeSeeds(ctx, seeds)
+	return nil
+}
+
+// plainLocked reports, cheaply, that a chunk is as it should be.
+func (r *repairs) plainLocked(id dfs.ChunkID, rec *chunks.Record, states map[dfs.ServerID]cluster.Server) bool {
+	if len(rec.Replicas) != int(max(1, rec.Replication)) || len(r.bad[id]) > 0 {
+		return false
+	}
+	for _, s := range rec.Replicas {
+		if st, ok := states[s]; !ok || st.State != cluster.Live || st.Draining {
+			return false
+		}
+	}
+	return true
+}
+
+// maxSeedsPerScan bounds how many seeds one walk has stored.
+const maxSeedsPerScan = 256
+
+// storeSeeds has primaries store seeds that still sit in the metadata, of chunks that are in use.
+func (m *leader) storeSeeds(ctx context.Context, ids []dfs.ChunkID) {
+	for _, id := range ids {
+		if ctx.Err() != nil {
+			return
+		}
+		if _, _, err := m.activateChunk(ctx, id); err != nil {
+			m.log.Debug("seed not stored yet", "chunk", id.String(), "error", err)
+		}
+	}
+}
+
+// actLoop carries out what the planner says.
+func (r *repairs) actLoop(ctx context.Context) {
+	tick := time.NewTicker(repairTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-r.act:
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if r.m.fleet.safeMode().On {
+			continue
+		}
+		r.mu.Lock()
+		if r.planner.Queued() == 0 && r.planner.Running() == 0 {
+			idle := r.changes == r.scanned
+			r.mu.Unlock()
+			if !idle {
+				poke(r.trigger)
+			}
+			continue
+		}
+		r.updatePlacerLocked()
+		out := r.planner.Next(time.Now())
+		for _, c := range out.Commands {
+			if c.Kind == repair.Copy {
+				r.inFlight[c.Chunk] = copyOrder{c.Source, c.Target}
+			}
+		}
+		r.mu.Unlock()
+		for _, c := range out.Commands {
+			r.m.background(func(ctx context.Context) { r.carryOut(ctx, c) })
+		}
+	}
+}
+
+// carryOut executes one command of the planner.
+func (r *repairs) carryOut(ctx context.Context, c repair.Command) {
+	var err error
+	switch c.Kind {
+	case repair.Copy:
+		if err = r.orderCopy(ctx, c); err != nil {
+			r.mu.Lock()
+			r.endCopyLocked(c.Chunk, c.Target, true)
+			r.mu.Unlock()
+		}
+	case repair.Reconfigure:
+		err = r.trim(ctx, c)
+	case repair.Delete:
+		var newer int64
+		err = r.m.dropStrays(ctx, c.Target, []replicaItem{{c.Chunk, c.Version}}, &newer)
+	}
+	if err != nil && ctx.Err() == nil {
+		r.m.log.Debug("repair step failed", "command", c.String(), "error", err)
+		r.observe(c.Chunk)
+	}
+}
+
+// orderCopy has the target begin; ReplicaCopied tells how it ended.
+func (r *repairs) orderCopy(ctx context.Context, c repair.Command) error {
+	rec, err := r.m.chunkRecord(c.Chunk)
+	if err != nil {
+		return err
+	}
+	if rec.Version != c.Version {
+		return dfserr.Errorf(dfserr.ErrStaleVersion, "copy chunk %s", c.Chunk)
+	}
+	return r.m.copyReplica(ctx, c.Target, r.m.config(c.Chunk, &rec), c.Source)
+}
+
+// trim commits a smaller configuration. A chunk that is being written is left alone while its tail is warm, except to
+// take out bad replicas.
+func (r *repairs) trim(ctx context.Context, c repair.Command) error {
+	unlock, err := r.m.chunkLocks.lock(ctx, c.Chunk)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	rec, err := r.m.chunkRecord(c.Chunk)
+	if err != nil {
+		return err
+	}
+	if rec.Version != c.Version {
+		return dfserr.Errorf(dfserr.ErrStaleVersion, "reconfigure chunk %s", c.Chunk)
+	}
+	_, err = r.m.reconfigure(ctx, c.Chunk, rec, c.Replicas, "repair: "+c.Reason)
+	return err
+}
+
+// ReplicaCopied ends a copy: a complete replica joins the configuration, and the primary brings it the last tail.
+func (s clusterService) ReplicaCopied(ctx context.Context, req *dfsv1.ReplicaCopiedRequest) (*dfsv1.ReplicaCopiedReply, error) {
+	m, err := s.lead()
+	if err != nil {
+		return nil, err
+	}
+	id, target := dfs.ChunkID(req.GetChunk()), dfs.ServerID(req.GetServer())
+	m.repairs.mu.Lock()
+	_, ordered := m.repairs.inFlight[id]
+	m.repairs.mu.Unlock()
+	if req.GetError() != "" {
+		m.log.Warn("copying a replica failed", "chunk", id.String(), "target", target.String(), "error", req.GetError())
+		m.repairs.endCopy(id, target, true)
+		return &dfsv1.ReplicaCopiedReply{}, nil
+	}
+	if !ordered || !m.repairs.copying(id, target) {
+		return nil, dfserr.Errorf(dfserr.ErrStaleVersion, "copy of chunk %s on server %s was not ordered by this master, or has timed out", id, target)
+	}
+	err = m.admitReplica(ctx, id, target)
+	m.repairs.endCopy(id, target, err != nil)
+	if err != nil {
+		return nil, err
+	}
+	m.background(func(ctx context.Context) {
+		if _, _, err := m.activateChunk(ctx, id); err != nil && ctx.Err() == nil {
+			m.log.Debug("new configuration is not active yet", "chunk", id.String(), "error", err)
+		}
+		m.repairs.changed(id, nil)
+	})
+	return &dfsv1.ReplicaCopiedReply{}, nil
+}
+
+func (r *repairs) endCopy(id dfs.ChunkID, target dfs.ServerID, failed bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.endCopyLocked(id, target, failed)
+}
+
+// admitReplica commits a configuration with the copied replica appended, and without members that are dead or bad if enough
+// good ones remain.
+func (m *leader) admitReplica(ctx context.Context, id dfs.ChunkID, target dfs.ServerID) error {
+	unlock, err := m.chunkLocks.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r, err := m.chunkRecord(id)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(r.Replicas, target) {
+		return nil
+	}
+	states := m.servers()
+	var good, rest []dfs.ServerID
+	m.repairs.mu.Lock()
+	for _, s := range r.Replicas {
+		if h := m.repairs.healthLocked(id, s, states); h == repair.Good {
+			good = append(good, s)
+		} else if h != repair.Corrupt {
+			rest = append(rest, s)
+		}
+	}
+	m.repairs.mu.Unlock()
+	if len(good) == 0 && len(rest) == 0 {
+		return dfserr.Errorf(dfserr.ErrNoReplica, "chunk %s", id)
+	}
+	replicas := append(good, target)
+	if len(replicas) < int(r.Replication) {
+		replicas = append(replicas, rest[:min(len(rest), int(r.Replication)-len(replicas))]...)
+	}
+	if len(good) == 0 {
+		return dfserr.Errorf(dfserr.ErrNoReplica, "chunk %s: the source of the copy has gone", id)
+	}
+	_, err = m.reconfigure(ctx, id, r, replicas, "replica copied")
+	return err
+}
+
+// standing is what reports say about repair.
+type standing struct {
+	totals  repair.Totals
+	running int
+	exact   bool // the totals are from a walk that began after the last change
+}
+
+func (r *repairs) standing() standing {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return standing{totals: r.totals, running: r.planner.Running(), exact: r.scanned == r.changes}
+}
+
+// isGone reports whether an error says that the chunk does not exist any more.
+func isGone(err error) bool { return errors.Is(err, dfserr.ErrNotExist) }
