@@ -54,7 +54,7 @@ func streamWrite(ctx context.Context, e *env) (float64, error) {
 				return errors.Join(err, f.Close())
 			}
 		}
-		if err := w.Flush(); err != nil {
+		if err := w.Flush(ctx); err != nil {
 			return errors.Join(err, f.Close())
 		}
 		if err := f.Sync(ctx); err != nil {

@@ -229,6 +229,9 @@ func (a *activation) begin() error {
 	case err != nil:
 		return err
 	default:
+		if err := rep.SetVersion(cfg.version); err != nil {
+			return err
+		}
 		a.rep, a.state, a.own = rep, state, endOf(state)
 	}
 	c.mu.Lock()
@@ -279,7 +282,8 @@ func (c *chunk) inspect(version dfs.Version) (*store.Replica, store.State, error
 // prepareOthers binds the other replicas to this attempt and learns how far their logs reach.
 func (a *activation) prepareOthers(ctx context.Context) error {
 	req := &dfsv1.PrepareRequest{
-		Config: a.cfg.wire, Primary: uint64(a.c.srv.ID()), Activation: a.number, Empty: a.own.last == 0 && !a.orders,
+		Config: a.cfg.wire, Primary: uint64(a.c.srv.ID()), Activation: a.number,
+		Settled: !a.orders, LastSeq: uint64(a.own.last), LastVersion: uint64(a.own.lastVersion()),
 	}
 	a.others = make([]peerLog, len(a.cfg.replicas)-1)
 	return a.each(func(i int, server dfs.ServerID) error {
@@ -367,13 +371,8 @@ func (a *activation) alignSelf(ctx context.Context) error {
 		}
 		a.rep = c.replica()
 		for i := range a.others {
-			if a.others[i].ready { // it took the version up with an empty log
-				a.others[i] = peerLog{server: a.others[i].server}
-			}
+			a.others[i].ready = false
 		}
-	}
-	if err := a.rep.SetVersion(a.cfg.version); err != nil {
-		return a.self(err)
 	}
 	if err := a.applyOrders(); err != nil {
 		return a.self(err)

@@ -30,17 +30,19 @@ func (l logEnd) versionAt(s dfs.Seq) (dfs.Version, dfs.Seq) {
 	return 0, 1
 }
 
+// lastVersion returns the version of the last mutation, 0 when there is none.
+func (l logEnd) lastVersion() dfs.Version {
+	if l.last == 0 {
+		return 0
+	}
+	v, _ := l.versionAt(l.last)
+	return v
+}
+
 // compareLogs orders logs by how much they hold: by the version of the last mutation, then by its seq. Logs that compare equal
 // are equal, because one primary orders all mutations of a version (PacificA §3; Raft §5.4.1 compares likewise).
 func compareLogs(a, b logEnd) int {
-	var va, vb dfs.Version
-	if a.last > 0 {
-		va, _ = a.versionAt(a.last)
-	}
-	if b.last > 0 {
-		vb, _ = b.versionAt(b.last)
-	}
-	return cmp.Or(cmp.Compare(va, vb), cmp.Compare(a.last, b.last))
+	return cmp.Or(cmp.Compare(a.lastVersion(), b.lastVersion()), cmp.Compare(a.last, b.last))
 }
 
 // commonPrefix returns the highest seq up to which both logs hold the same mutations: those with equal

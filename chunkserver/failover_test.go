@@ -61,15 +61,6 @@ func (w *world) retry(off int64, data []byte, writer, request uint64) *dfsv1.Wri
 	return nil
 }
 
-func (w *world) tryWriter(nd *node) (wr *writer, err error) {
-	defer func() {
-		if recover() != nil {
-			err = errors.New("cannot connect")
-		}
-	}()
-	return w.writer(nd), nil
-}
-
 // TestKillEachPosition kills a server of each position in the chain after each of the first disk operations of a run of writes,
 // and checks that the survivors are the same, that they have everything acknowledged, and that writing goes on.
 func TestKillEachPosition(t *testing.T) {

@@ -44,6 +44,7 @@ type fakeMaster struct {
 	version  uint64
 	chunks   map[uint64]*dfsv1.ChunkConfig
 	servers  map[uint64]*fakeSeat
+	fences   map[uint64]time.Time // when replicas put out of a chunk's configuration surely serve no more
 	minimum  uint32
 	grants   int
 	lookups  int
@@ -66,7 +67,7 @@ type fakeSeat struct {
 func newFakeMaster(t testing.TB, network rpc.Network, addr string) *fakeMaster {
 	m := &fakeMaster{
 		t: t, cluster: testCluster, version: 100, chunks: map[uint64]*dfsv1.ChunkConfig{}, servers: map[uint64]*fakeSeat{}, minimum: 2,
-		reported: map[uint64][]uint64{},
+		reported: map[uint64][]uint64{}, fences: map[uint64]time.Time{},
 	}
 	l, err := network.Listen(context.Background(), addr)
 	if err != nil {
@@ -183,13 +184,8 @@ func (m *fakeMaster) AcquireLease(ctx context.Context, req *dfsv1.AcquireLeaseRe
 			m.mu.Unlock()
 			return nil, dfserr.Errorf(dfserr.ErrNotPrimary, "chunk")
 		}
-		wait := time.Duration(0)
-		for id, s := range m.servers {
-			if !slices.ContainsFunc(cfg.GetReplicas(), func(r *dfsv1.ServerAddr) bool { return r.GetServer() == id }) {
-				wait = max(wait, time.Until(s.until))
-			}
-		}
-		if wait <= 0 || cfg.GetVersion() <= 100 {
+		wait := time.Until(m.fences[req.GetChunk()])
+		if wait <= 0 {
 			m.grants++
 			m.mu.Unlock()
 			return &dfsv1.AcquireLeaseReply{Config: cfg, LeaseMs: 30_000, MinReplicas: m.minimum}, nil
@@ -246,7 +242,11 @@ func (m *fakeMaster) reconfigureLocked(cfg *dfsv1.ChunkConfig, replicas []*dfsv1
 	m.chunks[cfg.GetChunk()] = next
 	for _, old := range cfg.GetReplicas() {
 		if !slices.ContainsFunc(replicas, func(r *dfsv1.ServerAddr) bool { return r.GetServer() == old.GetServer() }) {
-			m.servers[old.GetServer()].cancel()
+			seat := m.servers[old.GetServer()]
+			if m.fences[cfg.GetChunk()].Before(seat.until) {
+				m.fences[cfg.GetChunk()] = seat.until
+			}
+			seat.cancel() // it comes back with a new stream, and asks again about each chunk
 		}
 	}
 	return next
@@ -391,10 +391,19 @@ type writer struct {
 
 func (w *world) writer(nd *node) *writer {
 	w.t.Helper()
+	wr, err := w.tryWriter(nd)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return wr
+}
+
+func (w *world) tryWriter(nd *node) (*writer, error) {
 	ctx, cancel := context.WithCancel(w.ctx)
 	stream, err := w.client(nd).Write(ctx)
 	if err != nil {
-		w.t.Fatal(err)
+		cancel()
+		return nil, err
 	}
 	wr := &writer{w: w, stream: stream, cancel: cancel, waiting: map[uint64]chan *dfsv1.WriteAck{}}
 	go func() {
@@ -418,7 +427,7 @@ func (w *world) writer(nd *node) *writer {
 			}
 		}
 	}()
-	return wr
+	return wr, nil
 }
 
 // send sends a frame as it is and returns where its answer will come.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"dfs/chunkserver/store"
 	"dfs/internal/dfs"
 	"dfs/internal/dfserr"
 	dfsv1 "dfs/proto/dfs/v1"
@@ -80,7 +81,7 @@ func (c *chunk) prepare(cfg *chunkConfig, req *dfsv1.PrepareRequest) (*dfsv1.Pre
 	rep, state, err := c.inspect(cfg.version)
 	switch {
 	case errors.Is(err, dfserr.ErrNotExist):
-		if cfg.born || !req.GetEmpty() {
+		if cfg.born || !req.GetSettled() || req.GetLastSeq() != 0 {
 			break // a whole copy will come
 		}
 		if rep, err = c.srv.store().Create(c.id, cfg.version); err != nil {
@@ -91,23 +92,29 @@ func (c *chunk) prepare(cfg *chunkConfig, req *dfsv1.PrepareRequest) (*dfsv1.Pre
 	case err != nil:
 		return nil, err
 	default:
+		if err := rep.SetVersion(cfg.version); err != nil {
+			return nil, err
+		}
 		end := endOf(state)
 		reply.Exists, reply.Version, reply.LastSeq, reply.BaseSeq = true, uint64(state.Version), uint64(end.last), uint64(end.base)
 		for _, e := range end.epochs {
 			reply.Epochs = append(reply.Epochs, &dfsv1.Epoch{Version: uint64(e.version), FirstSeq: uint64(e.first)})
 		}
-		if req.GetEmpty() && end.last == 0 {
-			if err := rep.SetVersion(cfg.version); err != nil {
-				return nil, err
-			}
-			reply.Ready = true
-		}
+		reply.Ready = req.GetSettled() && req.GetLastSeq() == uint64(end.last) && req.GetLastVersion() == uint64(end.lastVersion())
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.becomeSecondaryLocked(cfg, req.GetActivation())
-	c.ready = reply.Ready
+	if reply.Ready {
+		c.inStepLocked(state)
+	}
 	return reply, nil
+}
+
+// inStepLocked makes a secondary ready for the mutations after those in its log.
+func (c *chunk) inStepLocked(state store.State) {
+	c.localSeq, c.sentSeq, c.downSeq, c.committed = state.LastSeq, state.LastSeq, state.LastSeq, min(state.Committed, state.LastSeq)
+	c.ready = true
 }
 
 // becomeSecondaryLocked binds the replica to an activation; its log is not in step yet.
@@ -120,7 +127,6 @@ func (c *chunk) becomeSecondaryLocked(cfg *chunkConfig, activation uint64) {
 	}
 	c.role, c.promised, c.activation, c.cfg, c.fault = roleSecondary, cfg.version, activation, cfg, nil
 	c.upstream, c.next, c.rest = nil, 0, nil
-	c.localSeq, c.sentSeq, c.downSeq, c.committed = 0, 0, 0, 0
 }
 
 // CatchUp makes the log here equal to the primary's.
@@ -142,6 +148,9 @@ func (h *handlers) CatchUp(ctx context.Context, req *dfsv1.CatchUpRequest) (*dfs
 	c.mu.Lock()
 	bound := c.role == roleSecondary && c.promised == cfg.version && c.activation == req.GetActivation()
 	missing := c.rep == nil
+	if bound {
+		c.ready = false
+	}
 	c.mu.Unlock()
 	if !bound {
 		return nil, dfserr.Errorf(dfserr.ErrLeaseExpired, "bring chunk %s version %d into step: not prepared for this", c.id, cfg.version)
@@ -158,7 +167,7 @@ func (h *handlers) CatchUp(ctx context.Context, req *dfsv1.CatchUpRequest) (*dfs
 		return nil, err
 	}
 	rep := c.replica()
-	if err := rep.SetVersion(cfg.version); err != nil {
+	if err := rep.SetVersion(cfg.version); err != nil { // a whole copy may have brought a lower one
 		return nil, err
 	}
 	state, err := rep.State()
@@ -167,8 +176,7 @@ func (h *handlers) CatchUp(ctx context.Context, req *dfsv1.CatchUpRequest) (*dfs
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.localSeq, c.sentSeq, c.downSeq, c.committed = state.LastSeq, state.LastSeq, state.LastSeq, min(state.Committed, state.LastSeq)
-	c.ready = true
+	c.inStepLocked(state)
 	return &dfsv1.CatchUpReply{LastSeq: uint64(state.LastSeq)}, nil
 }
 

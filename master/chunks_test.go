@@ -91,6 +91,7 @@ func TestLeaseGoesToThePrimary(t *testing.T) {
 func TestFenceWaitsForTheServingLease(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.addServers(4)
+		w.noCopies()
 		_, c := w.newChunk("f", 5)
 		victim := w.server(ids(c)[2])
 		w.net.Pause(victim.host)
@@ -115,6 +116,7 @@ func TestFenceWaitsForTheServingLease(t *testing.T) {
 func TestFenceByOrder(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.addServers(4)
+		w.noCopies()
 		_, c := w.newChunk("f", 5)
 		victim := w.server(ids(c)[2])
 		began := time.Now()
@@ -140,6 +142,8 @@ func TestFenceByOrder(t *testing.T) {
 func TestFenceWithheld(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.addServers(4)
+		time.Sleep(6 * time.Second) // leases of a leader before this one are over
+		w.noCopies()
 		_, c := w.newChunk("f", 5)
 		victim := w.server(ids(c)[2])
 		victim.mu.Lock()
@@ -247,6 +251,7 @@ func TestUnreachablePrimary(t *testing.T) {
 func TestLastReplicaStays(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.addServers(3)
+		w.noCopies()
 		_, c := w.newChunk("f", 5)
 		for _, id := range ids(c)[1:] {
 			w.server(id).kill()
@@ -268,6 +273,7 @@ func TestLastReplicaStays(t *testing.T) {
 func TestComplaintsCoalesce(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.addServers(3)
+		w.noCopies()
 		_, c := w.newChunk("f", 5)
 		var wg sync.WaitGroup
 		versions := make([]uint64, 20)

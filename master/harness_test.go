@@ -3,6 +3,7 @@ package master
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -258,9 +259,8 @@ func (w *world) addServer(n int) *fakeServer {
 // addServers starts n scripted chunkservers and waits until they may serve.
 func (w *world) addServers(n int) []*fakeServer {
 	w.t.Helper()
-	for i := range n {
+	for range n {
 		w.addServer(len(w.servers) + 1)
-		_ = i
 	}
 	w.eventually("registration", 10*time.Second, func() bool {
 		for _, s := range w.servers {
@@ -446,7 +446,7 @@ func (s *fakeServer) sendReport(ctx context.Context) {
 		ids = append(ids, id)
 	}
 	s.mu.Unlock()
-	sortIDs(ids)
+	slices.Sort(ids)
 	stream, err := s.cluster().ReportChunks(ctx)
 	if err != nil {
 		return
@@ -462,14 +462,6 @@ func (s *fakeServer) sendReport(ctx context.Context) {
 		s.mu.Lock()
 		s.reports++
 		s.mu.Unlock()
-	}
-}
-
-func sortIDs(ids []uint64) {
-	for i := range ids {
-		for j := i; j > 0 && ids[j] < ids[j-1]; j-- {
-			ids[j], ids[j-1] = ids[j-1], ids[j]
-		}
 	}
 }
 
@@ -651,6 +643,7 @@ func (s *fakeServer) DeleteReplicas(_ context.Context, r *dfsv1.DeleteReplicasRe
 		if rep != nil {
 			s.deleted = append(s.deleted, it.GetChunk())
 		}
+		s.corrupt = slices.DeleteFunc(s.corrupt, func(id uint64) bool { return id == it.GetChunk() })
 		delete(s.replicas, it.GetChunk())
 	}
 	return reply, nil

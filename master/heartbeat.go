@@ -57,6 +57,7 @@ func (s clusterService) Heartbeat(stream grpc.BidiStreamingServer[dfsv1.Heartbea
 	}
 	if before.Incarnation != hello.Incarnation {
 		m.repairs.serverLost(hello.Server) // with the copies that its last process had under way
+		m.pool.Forget(hello.Addr)          // a connection that waits to be tried again, after the last process was gone
 	}
 	m.log.Info("chunkserver registered", "server", hello.Server.String(), "addr", hello.Addr, "rack", hello.Rack)
 	m.repairs.wake()

@@ -367,8 +367,9 @@ func operations(t *testing.T) (numbers []int) {
 	if w.err != nil {
 		t.Fatalf("%s: %v", w.failed, w.err)
 	}
+	log := in.Log()
 	w.s.Kill()
-	for _, op := range in.Log() {
+	for _, op := range log {
 		if op.Kind != vfs.OpReadDir || op.Name <= "chunks/01" {
 			numbers = append(numbers, op.N)
 		}

@@ -184,7 +184,7 @@ func (c *localCluster) start(ctx context.Context, n *localNode) error {
 	if address != wanted && n.Role == roleMaster && c.anyAlive(roleChunkserver) {
 		return fmt.Errorf("%s: %s is taken by another program, and chunkservers that run expect the master there; dfs local down --dir %s first", n.Name, wanted, c.dir)
 	}
-	if address != wanted {
+	if address != wanted && !promised[wanted] {
 		c.say("%s: %s is taken, using %s", n.Name, wanted, address)
 	}
 	n.Address = address

@@ -8,6 +8,7 @@ package fake
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 
@@ -176,19 +177,29 @@ func (c *Cluster) Reconfigure(id uint64, replicas ...*Server) {
 func (c *Cluster) reconfigureLocked(k *chunk, replicas []*Server) {
 	c.index++
 	old := k.replicas[0].data[k.id]
-	k.version, k.replicas = c.index, replicas
 	for _, r := range replicas {
-		if _, ok := r.data[k.id]; !ok {
+		if !slices.Contains(k.replicas, r) {
 			r.data[k.id] = append([]byte(nil), old...)
 		}
 	}
+	k.version, k.replicas = c.index, replicas
 }
 
-// Config returns a chunk's configuration.
+// Config returns a chunk's configuration, nil when there is no such chunk.
 func (c *Cluster) Config(id uint64) *dfsv1.ChunkConfig {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.chunks[id] == nil {
+		return nil
+	}
 	return c.configLocked(c.chunks[id])
+}
+
+// Drop deletes a chunk.
+func (c *Cluster) Drop(id uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.chunks, id)
 }
 
 func (c *Cluster) configLocked(k *chunk) *dfsv1.ChunkConfig {

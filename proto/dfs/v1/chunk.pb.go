@@ -1102,8 +1102,10 @@ type PrepareRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Config        *ChunkConfig           `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
 	Primary       uint64                 `protobuf:"varint,2,opt,name=primary,proto3" json:"primary,omitempty"`
-	Activation    uint64                 `protobuf:"varint,3,opt,name=activation,proto3" json:"activation,omitempty"` // drawn for this attempt; frames and copies of any other are refused from now on
-	Empty         bool                   `protobuf:"varint,4,opt,name=empty,proto3" json:"empty,omitempty"`           // the primary's log is empty: a receiver with an empty log is in step at once
+	Activation    uint64                 `protobuf:"varint,3,opt,name=activation,proto3" json:"activation,omitempty"`                      // drawn for this attempt; frames and copies of any other are refused from now on
+	Settled       bool                   `protobuf:"varint,4,opt,name=settled,proto3" json:"settled,omitempty"`                            // the primary has nothing to add: a receiver whose log ends with the same mutation is in step at once
+	LastSeq       uint64                 `protobuf:"varint,5,opt,name=last_seq,json=lastSeq,proto3" json:"last_seq,omitempty"`             // of the primary's log
+	LastVersion   uint64                 `protobuf:"varint,6,opt,name=last_version,json=lastVersion,proto3" json:"last_version,omitempty"` // of that mutation
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1159,11 +1161,25 @@ func (x *PrepareRequest) GetActivation() uint64 {
 	return 0
 }
 
-func (x *PrepareRequest) GetEmpty() bool {
+func (x *PrepareRequest) GetSettled() bool {
 	if x != nil {
-		return x.Empty
+		return x.Settled
 	}
 	return false
+}
+
+func (x *PrepareRequest) GetLastSeq() uint64 {
+	if x != nil {
+		return x.LastSeq
+	}
+	return 0
+}
+
+func (x *PrepareRequest) GetLastVersion() uint64 {
+	if x != nil {
+		return x.LastVersion
+	}
+	return 0
 }
 
 type PrepareReply struct {
@@ -2109,14 +2125,16 @@ const file_dfs_v1_chunk_proto_rawDesc = "" +
 	"\areplica\x18\x01 \x01(\v2\x14.dfs.v1.ReplicaStateR\areplica\">\n" +
 	"\x05Epoch\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x04R\aversion\x12\x1b\n" +
-	"\tfirst_seq\x18\x02 \x01(\x04R\bfirstSeq\"\x8d\x01\n" +
+	"\tfirst_seq\x18\x02 \x01(\x04R\bfirstSeq\"\xcf\x01\n" +
 	"\x0ePrepareRequest\x12+\n" +
 	"\x06config\x18\x01 \x01(\v2\x13.dfs.v1.ChunkConfigR\x06config\x12\x18\n" +
 	"\aprimary\x18\x02 \x01(\x04R\aprimary\x12\x1e\n" +
 	"\n" +
 	"activation\x18\x03 \x01(\x04R\n" +
-	"activation\x12\x14\n" +
-	"\x05empty\x18\x04 \x01(\bR\x05empty\"\xb3\x01\n" +
+	"activation\x12\x18\n" +
+	"\asettled\x18\x04 \x01(\bR\asettled\x12\x19\n" +
+	"\blast_seq\x18\x05 \x01(\x04R\alastSeq\x12!\n" +
+	"\flast_version\x18\x06 \x01(\x04R\vlastVersion\"\xb3\x01\n" +
 	"\fPrepareReply\x12\x16\n" +
 	"\x06exists\x18\x01 \x01(\bR\x06exists\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x19\n" +
