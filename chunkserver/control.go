@@ -138,8 +138,9 @@ func (c *chunk) copyFrom(ctx context.Context, cfg *chunkConfig, source dfs.Serve
 	ctx, done := c.interruptible(ctx)
 	defer done()
 	c.mu.Lock()
-	if max(c.promised, c.fenced+1) > cfg.version || (c.promised == cfg.version && c.role != roleNone) {
-		promised := max(c.promised, c.fenced)
+	// That the master has put this server out of the version does not matter: a copy takes part only in later ones.
+	if c.promised > cfg.version || (c.promised == cfg.version && c.role != roleNone) {
+		promised := c.promised
 		c.mu.Unlock()
 		return 0, dfserr.Errorf(dfserr.ErrStaleVersion, "copy chunk %s version %d: version %d was prepared here", c.id, cfg.version, promised)
 	}

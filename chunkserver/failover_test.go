@@ -22,7 +22,7 @@ func (w *world) retry(off int64, data []byte, writer, request uint64) *dfsv1.Wri
 		cfg := w.master.config(testChunk)
 		var at *node
 		for _, nd := range w.nodes {
-			if uint64(nd.srv.ID()) == cfg.GetReplicas()[0].GetServer() {
+			if uint64(nd.srv().ID()) == cfg.GetReplicas()[0].GetServer() {
 				at = nd
 			}
 		}
@@ -217,7 +217,7 @@ func TestLongestLogWins(t *testing.T) {
 		w.kill(p)
 		w.boot(p)
 		// The power loss: the last mutation is gone from the primary's log.
-		rep, err := p.srv.store().Replica(testChunk)
+		rep, err := p.srv().store().Replica(testChunk)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -231,7 +231,7 @@ func TestLongestLogWins(t *testing.T) {
 
 		// The last server alone gets a mutation that was never acknowledged; the others go on without it.
 		cfg := w.master.configure(testChunk, nil, w.nodes[0], w.nodes[1])
-		last, err := w.nodes[2].srv.store().Replica(testChunk)
+		last, err := w.nodes[2].srv().store().Replica(testChunk)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -259,11 +259,11 @@ func TestBornAndUnborn(t *testing.T) {
 				t.Fatalf("write to a lost chunk: %v", err)
 			}
 			for _, nd := range w.nodes {
-				if _, err := nd.srv.store().Replica(testChunk); !errors.Is(err, dfserr.ErrNotExist) {
+				if _, err := nd.srv().store().Replica(testChunk); !errors.Is(err, dfserr.ErrNotExist) {
 					t.Errorf("%s made a replica: %v", nd.host, err)
 				}
 			}
-			if f := w.master.failures; len(f) != 1 || f[0].GetServer() != uint64(w.nodes[0].srv.ID()) || f[0].GetVersion() != v {
+			if f := w.master.failures; len(f) != 1 || f[0].GetServer() != uint64(w.nodes[0].srv().ID()) || f[0].GetVersion() != v {
 				t.Fatalf("reports: %v", f)
 			}
 		})
@@ -275,7 +275,7 @@ func TestBornAndUnborn(t *testing.T) {
 			w.master.configure(testChunk, nil, w.nodes[2], w.nodes[0], w.nodes[1])
 			w.retry(100, text(2, 100), 9, 2) // the new primary reports itself lost, the next one has it all
 			cfg := w.master.config(testChunk)
-			if cfg.GetReplicas()[0].GetServer() != uint64(w.nodes[0].srv.ID()) || len(cfg.GetReplicas()) != 2 || cfg.GetVersion() <= v {
+			if cfg.GetReplicas()[0].GetServer() != uint64(w.nodes[0].srv().ID()) || len(cfg.GetReplicas()) != 2 || cfg.GetVersion() <= v {
 				t.Fatalf("configuration: %v", cfg)
 			}
 			w.mustRead(w.nodes[1], cfg.GetVersion(), 0, append(text(1, 100), text(2, 100)...))
@@ -359,7 +359,7 @@ func TestFsyncErrorLosesTheReplica(t *testing.T) {
 					t.Fatalf("the replica was not put out: %v", cfg)
 				}
 				for _, nd := range w.nodes {
-					rep, err := nd.srv.store().Replica(testChunk)
+					rep, err := nd.srv().store().Replica(testChunk)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -372,7 +372,7 @@ func TestFsyncErrorLosesTheReplica(t *testing.T) {
 					}
 				}
 				// The disk stays out of use.
-				if nd := w.nodes[position]; nd.srv.store().Usage()[0].Failed == nil {
+				if nd := w.nodes[position]; nd.srv().store().Usage()[0].Failed == nil {
 					t.Error("the disk is not condemned")
 				}
 			})
@@ -409,7 +409,7 @@ func TestNoSpace(t *testing.T) {
 			w.nodes[2].fs.SetCapacity(300 * dfs.KiB)
 			w.retry(5000, text(2, dfs.FrameSize), 9, 2)
 			cfg := w.master.config(testChunk)
-			if len(cfg.GetReplicas()) != 2 || cfg.GetReplicas()[1].GetServer() != uint64(w.nodes[1].srv.ID()) {
+			if len(cfg.GetReplicas()) != 2 || cfg.GetReplicas()[1].GetServer() != uint64(w.nodes[1].srv().ID()) {
 				t.Fatalf("configuration: %v, reports %v", cfg, w.master.failures)
 			}
 			w.sameEverywhere(w.nodes[0], w.nodes[1])

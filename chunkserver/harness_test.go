@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -38,6 +39,7 @@ type fakeMaster struct {
 	dfsv1.UnimplementedMasterServer
 	t    testing.TB
 	rpcs *grpc.Server
+	addr string
 
 	mu       sync.Mutex
 	cluster  uint64
@@ -73,6 +75,7 @@ func newFakeMaster(t testing.TB, network rpc.Network, addr string) *fakeMaster {
 	if err != nil {
 		t.Fatal(err)
 	}
+	m.addr = l.Addr().String()
 	m.rpcs = rpc.NewServer(rpc.ServerOptions{})
 	dfsv1.RegisterClusterServer(m.rpcs, m)
 	dfsv1.RegisterMasterServer(m.rpcs, m)
@@ -258,7 +261,7 @@ func (m *fakeMaster) configure(chunk uint64, change func(*dfsv1.ChunkConfig), se
 	defer m.mu.Unlock()
 	var replicas []*dfsv1.ServerAddr
 	for _, n := range servers {
-		replicas = append(replicas, &dfsv1.ServerAddr{Server: uint64(n.srv.ID()), Addr: n.srv.Addr()})
+		replicas = append(replicas, &dfsv1.ServerAddr{Server: uint64(n.srv().ID()), Addr: n.srv().Addr()})
 	}
 	cfg := m.chunks[chunk]
 	if cfg == nil {
@@ -284,8 +287,10 @@ type node struct {
 	host string
 	disk *vfs.Inject
 	fs   *vfs.Mem
-	srv  *Server
+	now  atomic.Pointer[Server] // the process that runs, or ran last
 }
+
+func (nd *node) srv() *Server { return nd.now.Load() }
 
 // world is a master and some chunkservers on one in-memory network.
 type world struct {
@@ -332,7 +337,7 @@ func (w *world) boot(nd *node) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	nd.srv = srv
+	nd.now.Store(srv)
 	if err := srv.Start(w.ctx); err != nil {
 		w.t.Fatal(err)
 	}
@@ -348,19 +353,19 @@ func (w *world) boot(nd *node) {
 // kill ends a node's process at once.
 func (w *world) kill(nd *node) {
 	w.net.Kill(nd.host)
-	nd.srv.Kill()
+	nd.srv().Kill()
 }
 
 func (w *world) close() {
 	for _, nd := range w.nodes {
-		nd.srv.Kill()
+		nd.srv().Kill()
 	}
 	w.pool.Close()
 	w.master.rpcs.Stop()
 }
 
 func (w *world) client(nd *node) dfsv1.ChunkClient {
-	cc, err := w.pool.Get(nd.srv.Addr())
+	cc, err := w.pool.Get(nd.srv().Addr())
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -522,7 +527,7 @@ func (w *world) mustRead(nd *node, version uint64, off int64, want []byte) {
 // onDisk returns a replica's bytes as the store has them, whatever the role.
 func (nd *node) onDisk(t testing.TB) ([]byte, store.State) {
 	t.Helper()
-	rep, err := nd.srv.store().Replica(testChunk)
+	rep, err := nd.srv().store().Replica(testChunk)
 	if err != nil {
 		t.Fatalf("%s: %v", nd.host, err)
 	}

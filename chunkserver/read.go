@@ -40,7 +40,7 @@ func (c *chunk) holds(v view) bool {
 
 // viewLocked returns a view if the replica may answer at now.
 func (c *chunk) viewLocked(now time.Time) (view, bool) {
-	ok := c.ready && c.corrupt == nil
+	ok := c.ready
 	switch c.role {
 	case rolePrimary:
 		ok = ok && c.usableLocked(now)
@@ -96,7 +96,7 @@ func (h *handlers) Read(req *dfsv1.ReadRequest, stream grpc.ServerStreamingServe
 	}
 }
 
-// readFrame reads n bytes, or those up to the chunk's end, as one committed state shows them, and returns the chunk's committed
+// readFrame reads n bytes, or those up to the chunk's end, as a committed state shows them, and returns the chunk's committed
 // length with them.
 func (c *chunk) readFrame(ctx context.Context, version dfs.Version, off, n int64) (*store.ReadResult, int64, error) {
 	for range maxRereads {
@@ -104,12 +104,25 @@ func (c *chunk) readFrame(ctx context.Context, version dfs.Version, off, n int64
 		if err != nil {
 			return nil, 0, err
 		}
+		if v.primary { // what was acknowledged before the read began is committed in the eyes of the store too
+			if err := v.rep.SetCommitted(v.committed); err != nil {
+				return nil, 0, err
+			}
+		}
 		res, err := v.rep.ReadAt(off, n)
 		if err != nil {
 			return nil, 0, c.noticeDamage(err)
 		}
-		if res.DirtyUpTo > v.committed {
-			if err := c.settle(ctx, v, res.DirtyUpTo); err != nil {
+		length := res.CommittedLength
+		// Mutations that are not known to be committed matter when they change the bytes, or the length and the read
+		// reaches that far. With all that the log held committed, the bytes and the length are a committed state.
+		if res.DirtyUpTo != 0 || (off+n > res.CommittedLength && res.Length > res.CommittedLength) {
+			length = res.Length
+			upTo, err := v.rep.DirtyUpTo(0, dfs.MaxChunkSize)
+			if err == nil && upTo != 0 {
+				err = c.settle(ctx, v, upTo)
+			}
+			if err != nil {
 				res.Release()
 				if c.holds(v) || ctx.Err() != nil {
 					return nil, 0, err
@@ -117,14 +130,7 @@ func (c *chunk) readFrame(ctx context.Context, version dfs.Version, off, n int64
 				continue
 			}
 		}
-		length := res.CommittedLength
-		if v.primary {
-			length = c.committedLength()
-		}
-		if got := int64(len(res.Data)); got > 0 {
-			length = max(length, off+got)
-		}
-		length = min(length, res.Length)
+		cutResult(res, off, length)
 		// The period must have lasted until after the bytes were taken: a process that was stopped in between
 		// cannot tell how old they are.
 		if c.holds(v) {
@@ -133,6 +139,20 @@ func (c *chunk) readFrame(ctx context.Context, version dfs.Version, off, n int64
 		res.Release()
 	}
 	return nil, 0, dfserr.Errorf(dfserr.ErrStaleVersion, "read of chunk %s: its configuration keeps changing", c.id)
+}
+
+// cutResult drops the bytes from length on, which an uncommitted mutation beyond them has made part of the chunk.
+func cutResult(res *store.ReadResult, off, length int64) {
+	keep := max(0, length-off)
+	if keep >= int64(len(res.Data)) {
+		return
+	}
+	res.Data = res.Data[:keep]
+	res.CRCs = res.CRCs[:dfs.BlockPieces(off, keep)]
+	if n := len(res.CRCs); n > 0 {
+		begin := max(off, (off+keep-1)/dfs.BlockSize*dfs.BlockSize)
+		res.CRCs[n-1] = dfs.CRC(res.Data[begin-off:])
+	}
 }
 
 // committedLength returns the chunk's length after the mutations that are committed, at an active primary.
@@ -223,7 +243,7 @@ func (c *chunk) primaryView(ctx context.Context, version dfs.Version) (view, err
 	for range maxTries {
 		now := time.Now()
 		c.mu.Lock()
-		if c.usableLocked(now) && c.promised >= version && c.corrupt == nil {
+		if c.usableLocked(now) && c.promised >= version {
 			v, _ := c.viewLocked(now)
 			c.touchedAt = now
 			c.mu.Unlock()

@@ -253,6 +253,9 @@ func (f *file) acked(index int64, w *chunkio.Writer, off int64, version dfs.Vers
 	if f.writers[index] == nil {
 		f.writers[index] = w
 	}
+	if index > f.tail {
+		f.tail = -1 // the file ends further than was known
+	}
 	if end := index*f.chunkSize + off; end >= f.end.off {
 		f.end = written{off: end, index: index, chunk: w.Location().Chunk, version: version}
 	}

@@ -78,7 +78,6 @@ func openDir(path string, want dfs.ClusterID) (*dataDir, error) {
 // close releases the lock.
 func (d *dataDir) close() error { return d.lock.Close() }
 
-func (d *dataDir) logPath() string   { return filepath.Join(d.path, logDir) }
 func (d *dataDir) statePath() string { return filepath.Join(d.path, stateDir) }
 
 // loadIdentity reads the identity file, or writes one into a directory that holds nothing else.

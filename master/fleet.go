@@ -1,7 +1,6 @@
 package master
 
 import (
-	"cmp"
 	"context"
 	"slices"
 	"sync"
@@ -18,9 +17,9 @@ import (
 // fleet is the leader's soft state about chunkservers, behind one lock: presence and serving leases (package
 // cluster), write leases (package lease) and the placer (package placement), plus what ties them together:
 //
-//   - A replica that is put out of its chunk's configuration while its server may be serving is an *exclusion*. The server gets no
-//     new serving lease until that replica is known to be deleted or fenced there, or the lease it had is over. After such a gap a
-//     chunkserver asks for each chunk's configuration before it serves it again, so the exclusion is then over too.
+//   - A replica that is put out of its chunk's configuration while its server may be serving is an *exclusion*, until the server has
+//     deleted or fenced it, or the serving lease it had is over: after such a gap a chunkserver asks for each chunk's configuration before
+//     it serves it again. A server that cannot be told gets no new serving lease, so that the old one does end.
 //   - A server that was away comes back with a gap, so what it holds is not served unless it is still in the configuration.
 //
 // Memory: per server, per write lease, and per exclusion; the last is empty but for moments.
@@ -28,16 +27,16 @@ import (
 // No disk, network or callback runs under mu.
 type fleet struct {
 	mu      sync.Mutex
-	state   *cluster.State                           // guarded by mu
-	leases  *lease.Table                             // guarded by mu
-	placer  *placement.Placer                        // guarded by mu
-	recent  map[dfs.ServerID]int64                   // guarded by mu; chunks placed since the server's last heartbeat
-	placed  uint64                                   // guarded by mu; cluster change counter the placer was made from
-	byFile  map[dfs.InodeID]map[dfs.ChunkID]struct{} // guarded by mu; chunks of a file with a lease
-	fileOf  map[dfs.ChunkID]dfs.InodeID              // guarded by mu; inverse of byFile
-	seats   map[dfs.ServerID]*seat                   // guarded by mu
-	out     map[dfs.ServerID]map[dfs.ChunkID]bool    // guarded by mu; exclusions; true: committed, false: about to be
-	changed chan struct{}                            // guarded by mu; closed and replaced when an exclusion or a presence changes
+	state   *cluster.State                            // guarded by mu
+	leases  *lease.Table                              // guarded by mu
+	placer  *placement.Placer                         // guarded by mu
+	recent  map[dfs.ServerID]int64                    // guarded by mu; chunks placed since the server's last heartbeat
+	placed  uint64                                    // guarded by mu; cluster change counter the placer was made from
+	byFile  map[dfs.InodeID]map[dfs.ChunkID]struct{}  // guarded by mu; chunks of a file with a lease
+	fileOf  map[dfs.ChunkID]dfs.InodeID               // guarded by mu; inverse of byFile
+	seats   map[dfs.ServerID]*seat                    // guarded by mu
+	out     map[dfs.ServerID]map[dfs.ChunkID]excluded // guarded by mu; exclusions
+	changed chan struct{}                             // guarded by mu; closed and replaced when an exclusion or a presence changes
 	startAt time.Time
 }
 
@@ -59,7 +58,7 @@ func newFleet(cc cluster.Config, leaseFor time.Duration, now time.Time) *fleet {
 		byFile:  map[dfs.InodeID]map[dfs.ChunkID]struct{}{},
 		fileOf:  map[dfs.ChunkID]dfs.InodeID{},
 		seats:   map[dfs.ServerID]*seat{},
-		out:     map[dfs.ServerID]map[dfs.ChunkID]bool{},
+		out:     map[dfs.ServerID]map[dfs.ChunkID]excluded{},
 		changed: make(chan struct{}),
 		startAt: now,
 	}
@@ -111,6 +110,17 @@ func (f *fleet) beat(id dfs.ServerID, s *seat, b cluster.Beat) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.recent, id)
+	if before, ok := f.state.Lookup(id, time.Now()); ok {
+		failed := 0
+		for _, d := range b.Disks {
+			if d.Failed {
+				failed++
+			}
+		}
+		if failed > before.FailedDisks {
+			f.state.WantReport(id) // what was on that disk is missing from the report
+		}
+	}
 	return f.state.Heartbeat(s.stream, b, time.Now())
 }
 
@@ -121,7 +131,7 @@ func (f *fleet) grant(id dfs.ServerID, s *seat) (serving time.Duration, report b
 	now := time.Now()
 	report = !now.Before(s.reportAfter) && f.state.AskReport(s.stream, now)
 	f.pruneLocked(id, now)
-	if len(f.out[id]) == 0 {
+	if !f.withheldLocked(id, now) {
 		serving = f.state.Grant(s.stream, now)
 	}
 	return serving, report
@@ -148,14 +158,33 @@ func (f *fleet) gone(id dfs.ServerID, incarnation uint64, dialedAt time.Time) {
 	f.announceLocked()
 }
 
+// excluded is one exclusion.
+type excluded struct {
+	since     time.Time
+	committed bool // false: about to be
+}
+
+// tellPatience is for how long a server goes on getting serving leases while it is being told of an exclusion.
+const tellPatience = 500 * time.Millisecond
+
+// withheldLocked reports whether the server must not get a serving lease.
+func (f *fleet) withheldLocked(id dfs.ServerID, now time.Time) bool {
+	for _, e := range f.out[id] {
+		if now.Sub(e.since) >= tellPatience {
+			return true
+		}
+	}
+	return false
+}
+
 // pruneLocked forgets the exclusions on a server whose serving lease is over, but for those that are only about to be
 // committed: between the two a server may be granted a lease and look the old configuration up.
 func (f *fleet) pruneLocked(id dfs.ServerID, now time.Time) {
 	if len(f.out[id]) == 0 || now.Before(f.state.ReadFenceAt(id, now)) {
 		return
 	}
-	for c, committed := range f.out[id] {
-		if committed {
+	for c, e := range f.out[id] {
+		if e.committed {
 			delete(f.out[id], c)
 		}
 	}
@@ -236,25 +265,22 @@ func (f *fleet) endAll() {
 	}
 }
 
-// wantReport makes the server send a full report again.
-func (f *fleet) wantReport(id dfs.ServerID) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.state.WantReport(id)
-}
-
-// exclude notes, before it is committed, that servers leave a chunk's configuration. Until committed is called they get no
-// serving lease.
+// exclude notes, before it is committed, that servers leave a chunk's configuration.
 func (f *fleet) exclude(chunk dfs.ChunkID, servers []dfs.ServerID) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	now := time.Now()
 	for _, id := range servers {
 		m := f.out[id]
 		if m == nil {
-			m = map[dfs.ChunkID]bool{}
+			m = map[dfs.ChunkID]excluded{}
 			f.out[id] = m
 		}
-		m[chunk] = false
+		e := excluded{since: now}
+		if earlier, ok := m[chunk]; ok {
+			e.since = earlier.since
+		}
+		m[chunk] = e
 	}
 }
 
@@ -264,8 +290,9 @@ func (f *fleet) committed(chunk dfs.ChunkID, servers []dfs.ServerID) {
 	defer f.mu.Unlock()
 	now := time.Now()
 	for _, id := range servers {
-		if _, ok := f.out[id][chunk]; ok {
-			f.out[id][chunk] = true
+		if e, ok := f.out[id][chunk]; ok {
+			e.committed = true
+			f.out[id][chunk] = e
 			f.pruneLocked(id, now)
 		}
 	}
@@ -301,11 +328,11 @@ func (f *fleet) exclusions(limit int) []exclusion {
 	defer f.mu.Unlock()
 	var list []exclusion
 	for id, chunks := range f.out {
-		for c, committed := range chunks {
+		for c, e := range chunks {
 			if len(list) == limit {
 				return list
 			}
-			list = append(list, exclusion{c, id, !committed})
+			list = append(list, exclusion{c, id, !e.committed})
 		}
 	}
 	return list
@@ -349,83 +376,6 @@ func (f *fleet) awaitFence(ctx context.Context, chunk dfs.ChunkID, inherited boo
 	}
 }
 
-// grantLease gives the write lease on a chunk of a file.
-func (f *fleet) grantLease(chunk dfs.ChunkID, inode dfs.InodeID, version dfs.Version, primary dfs.ServerID) (lease.Lease, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	l, err := f.leases.Grant(chunk, version, primary, time.Now())
-	if err != nil {
-		return l, err
-	}
-	f.fileOf[chunk] = inode
-	if f.byFile[inode] == nil {
-		f.byFile[inode] = map[dfs.ChunkID]struct{}{}
-	}
-	f.byFile[inode][chunk] = struct{}{}
-	return l, nil
-}
-
-// renewLeases renews and releases what a heartbeat says.
-func (f *fleet) renewLeases(id dfs.ServerID, renew, release []uint64) {
-	if len(renew) == 0 && len(release) == 0 {
-		return
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	now := time.Now()
-	for _, c := range renew {
-		// A lease that is no longer the server's is not renewed; it finds out when it uses the old version.
-		_, _ = f.leases.Renew(dfs.ChunkID(c), id, now)
-	}
-	for _, c := range release {
-		if f.leases.Release(dfs.ChunkID(c), id) {
-			f.forgetLeaseLocked(dfs.ChunkID(c))
-		}
-	}
-}
-
-// revokeLease forgets any lease on the chunk.
-func (f *fleet) revokeLease(chunk dfs.ChunkID) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.leases.Revoke(chunk)
-	f.forgetLeaseLocked(chunk)
-}
-
-func (f *fleet) forgetLeaseLocked(chunk dfs.ChunkID) {
-	inode, ok := f.fileOf[chunk]
-	if !ok {
-		return
-	}
-	delete(f.fileOf, chunk)
-	delete(f.byFile[inode], chunk)
-	if len(f.byFile[inode]) == 0 {
-		delete(f.byFile, inode)
-	}
-}
-
-// leasesOf returns the live leases on chunks of a file.
-func (f *fleet) leasesOf(inode dfs.InodeID) []lease.Lease {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	now := time.Now()
-	var list []lease.Lease
-	for c := range f.byFile[inode] {
-		if l, ok := f.leases.Holder(c, now); ok {
-			list = append(list, l)
-		}
-	}
-	return list
-}
-
-// leased reports whether the chunk has a live lease.
-func (f *fleet) leased(chunk dfs.ChunkID) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	_, ok := f.leases.Holder(chunk, time.Now())
-	return ok
-}
-
 // recentFor is how long after its last heartbeat a server with a stream counts as alive for new work; a
 // stalled process keeps its stream for longer than that.
 const recentFor = 3 * time.Second
@@ -438,6 +388,20 @@ func aliveNow(s cluster.Server, now time.Time) bool {
 func (f *fleet) alive(id dfs.ServerID) bool {
 	s, ok := f.lookup(id)
 	return ok && aliveNow(s, time.Now())
+}
+
+// returning reports whether the reign is younger than the given age and some of the servers have not registered in it.
+func (f *fleet) returning(ids []dfs.ServerID, age time.Duration) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	if now.Sub(f.startAt) >= age {
+		return false
+	}
+	return slices.ContainsFunc(ids, func(id dfs.ServerID) bool {
+		s, ok := f.state.Lookup(id, now)
+		return ok && s.Incarnation == 0
+	})
 }
 
 func (f *fleet) lookup(id dfs.ServerID) (cluster.Server, bool) {
@@ -479,110 +443,4 @@ func (f *fleet) members(have uint64) ([]cluster.Member, uint64) {
 		return nil, have
 	}
 	return f.state.Members()
-}
-
-// choice is what place found.
-type choice struct {
-	servers []dfs.ServerID // primary first
-	known   int            // servers that ever registered
-	live    int            // of those, alive now
-	full    int            // of those, without room
-}
-
-// place chooses up to n servers for a new chunk of the given size among those that are alive and have room.
-func (f *fleet) place(chunk dfs.ChunkID, n int, near dfs.ServerID, chunkSize int64) choice {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	now := time.Now()
-	all := f.refreshPlacerLocked(now)
-	c := choice{known: len(all)}
-	var exclude, tight []dfs.ServerID
-	for _, s := range all {
-		switch {
-		case !aliveNow(s, now):
-			exclude = append(exclude, s.ID)
-		case s.Full(dfs.MinChunkSize):
-			c.live++
-			c.full++
-		case s.Full(chunkSize):
-			c.live++
-			tight = append(tight, s.ID)
-		default:
-			c.live++
-		}
-	}
-	req := placement.Request{Chunk: chunk, Replicas: n, Near: near, Exclude: slices.Concat(exclude, tight)}
-	got := f.placer.Choose(req)
-	if got.Short > 0 && len(tight) > 0 {
-		// Servers without room for a whole chunk are better than too few.
-		req.Exclude = exclude
-		got = f.placer.Choose(req)
-	}
-	for _, id := range got.Replicas {
-		f.recent[id]++
-		f.placer.AddLoad(id, 1)
-	}
-	c.servers = got.Replicas
-	return c
-}
-
-// refreshPlacerLocked brings the placer up to date and returns all servers in order of id.
-func (f *fleet) refreshPlacerLocked(now time.Time) []cluster.Server {
-	all := f.state.Snapshot(now)
-	nodes := f.nodesLocked(all)
-	if f.placed != f.state.Changes() {
-		f.placed = f.state.Changes()
-		f.placer.Update(nodes)
-		return all
-	}
-	for _, n := range nodes {
-		if have, ok := f.placer.Node(n.ID); !ok || have.Weight != n.Weight {
-			f.placer.Update(nodes)
-			return all
-		}
-		f.placer.SetLoad(n.ID, n.Load, n.Full, n.Draining)
-	}
-	return all
-}
-
-// nodesLocked turns servers into placement's nodes. The load is what the server last reported and what was placed
-// on it since.
-func (f *fleet) nodesLocked(all []cluster.Server) []placement.Node {
-	nodes := make([]placement.Node, 0, len(all))
-	for _, s := range all {
-		nodes = append(nodes, placement.Node{
-			ID: s.ID, Weight: s.Capacity, Rack: s.Rack, Load: s.Chunks + f.recent[s.ID], Full: s.Full(dfs.MinChunkSize), Draining: s.Draining,
-		})
-	}
-	return nodes
-}
-
-// placer copies for the repair planner: it must not hold the fleet's lock while it plans.
-func (f *fleet) placementNodes() []placement.Node {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	now := time.Now()
-	all := f.state.Snapshot(now)
-	nodes := f.nodesLocked(all)
-	for i, s := range all {
-		nodes[i].Full = nodes[i].Full || !aliveNow(s, now)
-	}
-	return nodes
-}
-
-// chain orders the servers of a configuration: the present primary stays if it is among them and alive, and those
-// that are alive come first.
-func chain(replicas []dfs.ServerID, alive func(dfs.ServerID) bool) []dfs.ServerID {
-	ordered := slices.Clone(replicas)
-	slices.SortStableFunc(ordered, func(a, b dfs.ServerID) int {
-		return cmp.Compare(btoi(alive(b)), btoi(alive(a)))
-	})
-	return ordered
-}
-
-func btoi(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }

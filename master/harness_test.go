@@ -227,7 +227,6 @@ type fakeServer struct {
 
 	mu         sync.Mutex
 	replicas   map[uint64]*fakeReplica
-	peers      map[uint64]*fakeServer
 	serveUntil time.Time
 	members    int
 	reports    int

@@ -120,7 +120,7 @@ func (m *leader) heartbeats(stream grpc.BidiStreamingServer[dfsv1.HeartbeatReque
 		err error
 	}
 	requests := make(chan received)
-	m.wg.Go(func() {
+	m.background(func(context.Context) {
 		for {
 			req, err := stream.Recv()
 			select {
@@ -164,6 +164,8 @@ func (m *leader) heartbeats(stream grpc.BidiStreamingServer[dfsv1.HeartbeatReque
 			// Something changed that the server should hear of before its next heartbeat is due.
 		case <-st.end:
 			return dfserr.Errorf(dfserr.ErrUnavailable, "heartbeat stream of chunkserver %s was replaced or timed out", id)
+		case <-m.ctx.Done():
+			return dfserr.Errorf(dfserr.ErrNotLeader, "master at %s", m.addr)
 		case <-ctx.Done():
 			return ctx.Err()
 		}

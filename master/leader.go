@@ -29,7 +29,6 @@ type leader struct {
 	fsm     *fsm.FSM
 	node    *raftlog.Node
 	pool    *rpc.Pool
-	space   *kv.Space
 
 	fleet      *fleet
 	sessions   *sessionTable
@@ -50,7 +49,7 @@ type leader struct {
 // newLeader reads what the reign begins with.
 func newLeader(ctx context.Context, m *Master) (*leader, error) {
 	l := &leader{
-		cfg: m.cfg, log: m.log, addr: m.Addr(), cluster: m.ClusterID(), db: m.db, fsm: m.fsm, node: m.node, pool: m.pool, space: m.space,
+		cfg: m.cfg, log: m.log, addr: m.Addr(), cluster: m.ClusterID(), db: m.db, fsm: m.fsm, node: m.node, pool: m.pool,
 		reclaim: make(chan struct{}, 1), ctx: ctx,
 	}
 	l.fleet = newFleet(m.cfg.clusterConfig(), m.cfg.WriteLease, time.Now())
@@ -227,9 +226,13 @@ func (l *leader) recordServer(ctx context.Context, h cluster.Hello) error {
 func (l *leader) sessionLoop(ctx context.Context) {
 	tick := time.NewTicker(max(time.Millisecond, l.cfg.SessionTTL/16))
 	defer tick.Stop()
+	stray := time.NewTicker(l.cfg.SessionTTL)
+	defer stray.Stop()
 	for {
 		select {
 		case <-tick.C:
+		case <-stray.C:
+			l.adoptSessions()
 		case <-ctx.Done():
 			return
 		}
@@ -244,6 +247,20 @@ func (l *leader) sessionLoop(ctx context.Context) {
 			l.log.Info("session expired", "session", uint64(id))
 		}
 	}
+}
+
+// adoptSessions finds sessions whose opening was committed although the call that opened them had given up: if nobody
+// comes for them they expire like others.
+func (l *leader) adoptSessions() {
+	v, err := l.view()
+	if err != nil {
+		return // the store's failure is noticed where it matters
+	}
+	defer v.Close()
+	_ = v.Sessions(func(id dfs.SessionID, _ *dfsv1.SessionRecord) bool {
+		l.sessions.adopt(id)
+		return true
+	})
 }
 
 // endSession commits the end of a session and forgets what it had open.

@@ -29,7 +29,11 @@ func (l *leader) getAttr(ctx context.Context, r *dfsv1.GetAttrRequest) (*dfsv1.A
 			return nil, err
 		}
 	}
-	return &dfsv1.AttrReply{Attr: a, Index: uint64(index)}, nil
+	reply := &dfsv1.AttrReply{Attr: a, Index: uint64(index)}
+	if r.GetSession() != 0 {
+		reply.OtherWriters = l.sessions.othersWrite(dfs.SessionID(r.GetSession()), dfs.InodeID(a.GetInode()))
+	}
+	return reply, nil
 }
 
 // dirPageBytes bounds the entries of one reply, by an estimate.

@@ -239,6 +239,9 @@ func (m *leader) answers(ctx context.Context, id dfs.ServerID, chunk dfs.ChunkID
 // alive, provided that a live one is left: the last live replica stays, whatever is said of it. The caller holds the
 // chunk's lock.
 func (m *leader) excludeReplica(ctx context.Context, c complaint, r chunks.Record) (chunks.Record, error) {
+	if m.fleet.returning(r.Replicas, 2*m.cfg.ServingLease) {
+		return r, nil // right after a start, servers that have not come back yet are not to be dropped with the one complained of
+	}
 	var left []dfs.ServerID
 	for _, s := range r.Replicas {
 		if s != c.server && m.fleet.alive(s) && !m.repairs.isCorrupt(c.chunk, s) {

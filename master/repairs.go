@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"dfs/internal/dfs"
@@ -13,7 +14,6 @@ import (
 	"dfs/master/cluster"
 	"dfs/master/placement"
 	"dfs/master/repair"
-	dfsv1 "dfs/proto/dfs/v1"
 )
 
 // repairs brings chunks back to their wanted replicas: it walks the chunk records when something has changed, shows them
@@ -23,6 +23,7 @@ type repairs struct {
 	m       *leader
 	trigger chan struct{} // one token: walk the records
 	act     chan struct{} // one token: ask the planner
+	seeding atomic.Bool   // seeds are being stored
 
 	mu       sync.Mutex
 	planner  *repair.Planner                           // guarded by mu
@@ -327,7 +328,12 @@ func (r *repairs) scan(ctx context.Context) error {
 	r.totals, r.findings, r.scanned = totals, findings, began
 	r.planner.TakeDropped()
 	r.mu.Unlock()
-	r.m.storeSeeds(ctx, seeds)
+	if len(seeds) > 0 && r.seeding.CompareAndSwap(false, true) {
+		r.m.background(func(ctx context.Context) {
+			defer r.seeding.Store(false)
+			r.m.storeSeeds(ctx, seeds)
+		})
+	}
 	return nil
 }
 
@@ -357,174 +363,6 @@ func (m *leader) storeSeeds(ctx context.Context, ids []dfs.ChunkID) {
 			m.log.Debug("seed not stored yet", "chunk", id.String(), "error", err)
 		}
 	}
-}
-
-// actLoop carries out what the planner says.
-func (r *repairs) actLoop(ctx context.Context) {
-	tick := time.NewTicker(repairTick)
-	defer tick.Stop()
-	for {
-		select {
-		case <-r.act:
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-		if r.m.fleet.safeMode().On {
-			continue
-		}
-		r.mu.Lock()
-		if r.planner.Queued() == 0 && r.planner.Running() == 0 {
-			idle := r.changes == r.scanned
-			r.mu.Unlock()
-			if !idle {
-				poke(r.trigger)
-			}
-			continue
-		}
-		r.updatePlacerLocked()
-		out := r.planner.Next(time.Now())
-		for _, c := range out.Commands {
-			if c.Kind == repair.Copy {
-				r.inFlight[c.Chunk] = copyOrder{c.Source, c.Target}
-			}
-		}
-		r.mu.Unlock()
-		for _, c := range out.Commands {
-			r.m.background(func(ctx context.Context) { r.carryOut(ctx, c) })
-		}
-	}
-}
-
-// carryOut executes one command of the planner.
-func (r *repairs) carryOut(ctx context.Context, c repair.Command) {
-	var err error
-	switch c.Kind {
-	case repair.Copy:
-		if err = r.orderCopy(ctx, c); err != nil {
-			r.mu.Lock()
-			r.endCopyLocked(c.Chunk, c.Target, true)
-			r.mu.Unlock()
-		}
-	case repair.Reconfigure:
-		err = r.trim(ctx, c)
-	case repair.Delete:
-		var newer int64
-		err = r.m.dropStrays(ctx, c.Target, []replicaItem{{c.Chunk, c.Version}}, &newer)
-	}
-	if err != nil && ctx.Err() == nil {
-		r.m.log.Debug("repair step failed", "command", c.String(), "error", err)
-		r.observe(c.Chunk)
-	}
-}
-
-// orderCopy has the target begin; ReplicaCopied tells how it ended.
-func (r *repairs) orderCopy(ctx context.Context, c repair.Command) error {
-	rec, err := r.m.chunkRecord(c.Chunk)
-	if err != nil {
-		return err
-	}
-	if rec.Version != c.Version {
-		return dfserr.Errorf(dfserr.ErrStaleVersion, "copy chunk %s", c.Chunk)
-	}
-	return r.m.copyReplica(ctx, c.Target, r.m.config(c.Chunk, &rec), c.Source)
-}
-
-// trim commits a smaller configuration. A chunk that is being written is left alone while its tail is warm, except to
-// take out bad replicas.
-func (r *repairs) trim(ctx context.Context, c repair.Command) error {
-	unlock, err := r.m.chunkLocks.lock(ctx, c.Chunk)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	rec, err := r.m.chunkRecord(c.Chunk)
-	if err != nil {
-		return err
-	}
-	if rec.Version != c.Version {
-		return dfserr.Errorf(dfserr.ErrStaleVersion, "reconfigure chunk %s", c.Chunk)
-	}
-	_, err = r.m.reconfigure(ctx, c.Chunk, rec, c.Replicas, "repair: "+c.Reason)
-	return err
-}
-
-// ReplicaCopied ends a copy: a complete replica joins the configuration, and the primary brings it the last tail.
-func (s clusterService) ReplicaCopied(ctx context.Context, req *dfsv1.ReplicaCopiedRequest) (*dfsv1.ReplicaCopiedReply, error) {
-	m, err := s.lead()
-	if err != nil {
-		return nil, err
-	}
-	id, target := dfs.ChunkID(req.GetChunk()), dfs.ServerID(req.GetServer())
-	m.repairs.mu.Lock()
-	_, ordered := m.repairs.inFlight[id]
-	m.repairs.mu.Unlock()
-	if req.GetError() != "" {
-		m.log.Warn("copying a replica failed", "chunk", id.String(), "target", target.String(), "error", req.GetError())
-		m.repairs.endCopy(id, target, true)
-		return &dfsv1.ReplicaCopiedReply{}, nil
-	}
-	if !ordered || !m.repairs.copying(id, target) {
-		return nil, dfserr.Errorf(dfserr.ErrStaleVersion, "copy of chunk %s on server %s was not ordered by this master, or has timed out", id, target)
-	}
-	err = m.admitReplica(ctx, id, target)
-	m.repairs.endCopy(id, target, err != nil)
-	if err != nil {
-		return nil, err
-	}
-	m.background(func(ctx context.Context) {
-		if _, _, err := m.activateChunk(ctx, id); err != nil && ctx.Err() == nil {
-			m.log.Debug("new configuration is not active yet", "chunk", id.String(), "error", err)
-		}
-		m.repairs.changed(id, nil)
-	})
-	return &dfsv1.ReplicaCopiedReply{}, nil
-}
-
-func (r *repairs) endCopy(id dfs.ChunkID, target dfs.ServerID, failed bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.endCopyLocked(id, target, failed)
-}
-
-// admitReplica commits a configuration with the copied replica appended, and without members that are dead or bad if enough
-// good ones remain.
-func (m *leader) admitReplica(ctx context.Context, id dfs.ChunkID, target dfs.ServerID) error {
-	unlock, err := m.chunkLocks.lock(ctx, id)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	r, err := m.chunkRecord(id)
-	if err != nil {
-		return err
-	}
-	if slices.Contains(r.Replicas, target) {
-		return nil
-	}
-	states := m.servers()
-	var good, rest []dfs.ServerID
-	m.repairs.mu.Lock()
-	for _, s := range r.Replicas {
-		if h := m.repairs.healthLocked(id, s, states); h == repair.Good {
-			good = append(good, s)
-		} else if h != repair.Corrupt {
-			rest = append(rest, s)
-		}
-	}
-	m.repairs.mu.Unlock()
-	if len(good) == 0 && len(rest) == 0 {
-		return dfserr.Errorf(dfserr.ErrNoReplica, "chunk %s", id)
-	}
-	replicas := append(good, target)
-	if len(replicas) < int(r.Replication) {
-		replicas = append(replicas, rest[:min(len(rest), int(r.Replication)-len(replicas))]...)
-	}
-	if len(good) == 0 {
-		return dfserr.Errorf(dfserr.ErrNoReplica, "chunk %s: the source of the copy has gone", id)
-	}
-	_, err = m.reconfigure(ctx, id, r, replicas, "replica copied")
-	return err
 }
 
 // standing is what reports say about repair.

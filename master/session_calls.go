@@ -18,9 +18,7 @@ func (l *leader) openSession(ctx context.Context, r *dfsv1.OpenSessionRequest) (
 	if id := dfs.ClusterID(r.GetClusterId()); id != 0 && id != l.cluster {
 		return nil, dfserr.Errorf(dfserr.ErrWrongCluster, "the client wants cluster %s, this is %s", id, l.cluster)
 	}
-	if err := l.space.Check(); err != nil {
-		l.log.Debug("session opened on a nearly full disk", "error", err) // without one nothing can be deleted
-	}
+	// Also on a nearly full disk: without a session nothing can be deleted.
 	res, err := l.propose(ctx, &dfsv1.Command{Op: &dfsv1.Command_OpenSession{OpenSession: &dfsv1.OpenSessionCommand{
 		Client: r.GetClient(), Nonce: r.GetNonce(), TtlNs: l.cfg.SessionTTL.Nanoseconds(),
 	}}})

@@ -86,6 +86,16 @@ func (t *sessionTable) add(id dfs.SessionID) {
 	s.deadline = time.Now().Add(t.ttl)
 }
 
+// adopt is add for a session that may be known already, which is then left alone.
+func (t *sessionTable) adopt(id dfs.SessionID) {
+	t.mu.Lock()
+	known := t.sessions[id] != nil
+	t.mu.Unlock()
+	if !known {
+		t.add(id)
+	}
+}
+
 // renew gives the session another TTL; ErrUnknownSession when it has ended.
 func (t *sessionTable) renew(id dfs.SessionID) error {
 	t.mu.Lock()
@@ -339,6 +349,25 @@ func (t *sessionTable) writers(ino dfs.InodeID) int {
 		return h.writers
 	}
 	return 0
+}
+
+// othersWrite reports whether a session other than the one named has the inode open for writing, or may have: right after
+// a restart that is not known yet.
+func (t *sessionTable) othersWrite(id dfs.SessionID, ino dfs.InodeID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.silent) > 0 {
+		return true
+	}
+	total := t.inodes[ino]
+	if total == nil {
+		return false
+	}
+	own := 0
+	if s := t.sessions[id]; s != nil && s.opens[ino] != nil {
+		own = s.opens[ino].writers
+	}
+	return total.writers > own
 }
 
 // beginClosing claims the right to settle the tail of an inode that nobody has open for writing. While it is held,

@@ -234,17 +234,24 @@ func (l *leader) truncate(ctx context.Context, r *dfsv1.TruncateRequest) (*dfsv1
 	if r.GetLength() > dfs.MaxFileLength {
 		return nil, dfserr.Errorf(dfserr.ErrFileTooLarge, "truncate to %d, the limit is %d", r.GetLength(), dfs.MaxFileLength)
 	}
-	id, n, err := l.truncated(ctx, r)
-	if err != nil {
-		return nil, err
+	id, n, resolveErr := l.truncated(ctx, r)
+	// From here on the file is named by its inode: what is learnt of its length must not be applied to another that gets its name. The
+	// command goes into the log even when the name is gone: it may be a repeat whose reply is known.
+	byInode := &dfsv1.TruncateRequest{Header: r.GetHeader(), Ref: &dfsv1.Ref{Inode: uint64(id)}, Length: r.GetLength(), HandleInode: r.GetHandleInode()}
+	if resolveErr != nil {
+		byInode.Ref.Inode = noInode
 	}
-	cmd := &dfsv1.Command{Header: r.GetHeader(), Op: &dfsv1.Command_Truncate{Truncate: r}}
+	cmd := &dfsv1.Command{Header: r.GetHeader(), Op: &dfsv1.Command_Truncate{Truncate: byInode}}
 	var res *dfsv1.Result
+	var err error
 	for {
 		if cmd.TailLength, err = l.tailLength(ctx, id, &n); err != nil {
 			return nil, err
 		}
 		res, err = l.proposeAll(ctx, cmd)
+		if resolveErr != nil && err != nil {
+			return nil, resolveErr
+		}
 		if !errors.Is(err, dfserr.ErrBusy) {
 			break
 		}
@@ -269,6 +276,9 @@ func (l *leader) truncate(ctx context.Context, r *dfsv1.TruncateRequest) (*dfsv1
 	}
 	return l.attrReply(ctx, res, nil)
 }
+
+// noInode is an inode that never exists.
+const noInode = 1<<64 - 1
 
 // truncated finds the file that a request is about. That the caller may change it is checked when the command is applied.
 func (l *leader) truncated(ctx context.Context, r *dfsv1.TruncateRequest) (dfs.InodeID, namespace.Inode, error) {

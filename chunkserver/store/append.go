@@ -279,8 +279,8 @@ func (st *openLog) sync() error {
 	log := st.log.acquire()
 	st.appendMu.Unlock()
 	err = log.f.Sync()
-	if closeErr := log.release(); err == nil && closeErr != nil {
-		err = closeErr
+	if closeErr := log.release(); closeErr != nil { // of a log that was replaced meanwhile
+		st.r.s.logger.Warn("closing a log", "chunk", st.r.id, "error", closeErr)
 	}
 	if err != nil {
 		return d.condemn("sync "+chunkFile(st.r.id), err)

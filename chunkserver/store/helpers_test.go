@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"sync/atomic"
 	"testing"
 
 	"github.com/hashicorp/go-hclog"
@@ -46,8 +47,9 @@ func testLogger() hclog.Logger {
 
 // testNonces returns a source of predictable nonces.
 func testNonces() func() uint64 {
-	n := uint64(0x1000)
-	return func() uint64 { n++; return n }
+	var n atomic.Uint64
+	n.Store(0x1000)
+	return func() uint64 { return n.Add(1) }
 }
 
 func testOptions() Options {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"io"
 	"slices"
 
@@ -17,12 +18,14 @@ type source struct {
 	lastSeq   dfs.Seq
 	committed dfs.Seq
 
-	base   *index      // of a whole copy
-	sent   bool        // the base was returned
-	ranges []dfs.Range // of the base still to be returned, each in one record
-	tail   []record    // still to be returned
-	res    ReadResult  // of the last extent
-	buf    []byte      // payload of the last mutation
+	whole   bool
+	base    []byte // payload of the base record still to be returned
+	version dfs.Version
+	extents extentMap   // of the base
+	ranges  []dfs.Range // of the base still to be returned, each in one record
+	tail    []record    // still to be returned
+	res     ReadResult  // of the last extent
+	buf     []byte      // payload of the last mutation
 }
 
 // newSource takes the instant. ErrRange when afterSeq lies outside what the log has as single mutations;
@@ -38,8 +41,17 @@ func (st *openLog) newSource(afterSeq dfs.Seq, whole bool) (*source, error) {
 		st.mu.RUnlock()
 		return nil, dfserr.Errorf(dfserr.ErrRange, "chunk %v: mutations after %d asked for, the log has those from %d to %d", st.r.id, afterSeq, x.baseSeq+1, x.lastSeq)
 	}
-	s := &source{log: st.log.acquire(), drops: st.drops, lastSeq: x.lastSeq, committed: x.committed}
-	end, version, epochs := x.end, x.version, slices.Clone(x.epochs)
+	s := &source{
+		log: st.log.acquire(), drops: st.drops, lastSeq: x.lastSeq, committed: x.committed,
+		whole: whole, version: x.version,
+	}
+	if whole && s.committed == s.lastSeq {
+		// All that the index holds is committed, so that what it was made from need not be read again.
+		s.setBase(x, slices.Clone(x.extents.list))
+		st.mu.RUnlock()
+		return s, nil
+	}
+	end, epochs := x.end, slices.Clone(x.epochs)
 	from, chain := int64(fileHeaderSize), &st.log.head.crc
 	if !whole {
 		for _, m := range x.marks {
@@ -51,16 +63,16 @@ func (st *openLog) newSource(afterSeq dfs.Seq, whole bool) (*source, error) {
 	st.mu.RUnlock()
 	list, err := s.log.history(from, end, chain)
 	if err == nil && whole {
-		if s.base, err = s.log.replay(list, s.committed); err == nil {
-			s.base.version, s.base.epochs = version, epochs
-			s.ranges = s.base.extents.ranges()
+		var base *index
+		if base, err = s.log.replay(list, s.committed); err == nil {
+			base.version, base.epochs = s.version, epochs
+			s.setBase(base, base.extents.list)
 			afterSeq = s.committed
 		}
 	}
 	if err != nil {
 		st.markCorruptIf(s.log, err)
-		s.close()
-		return nil, err
+		return nil, errors.Join(err, s.close())
 	}
 	for _, r := range list {
 		if r.typ.mutation() && r.seq > afterSeq {
@@ -68,6 +80,13 @@ func (st *openLog) newSource(afterSeq dfs.Seq, whole bool) (*source, error) {
 		}
 	}
 	return s, nil
+}
+
+// setBase makes what the index holds the base of a whole copy.
+func (s *source) setBase(x *index, extents []extent) {
+	s.base = x.encodeBase()
+	s.extents = extentMap{list: extents, live: x.extents.live}
+	s.ranges = s.extents.ranges()
 }
 
 // markCorruptIf notes damage to the replica if that is what err says.
@@ -98,8 +117,8 @@ func (m *extentMap) ranges() []dfs.Range {
 
 // bytes estimates how many bytes the source will return.
 func (s *source) bytes() (n int64) {
-	if s.base != nil {
-		n += s.base.extents.live + s.base.extents.live/64 + int64(len(s.ranges))*recordHeaderSize + 64*dfs.KiB
+	if s.whole {
+		n += s.extents.live + s.extents.live/64 + int64(len(s.ranges))*recordHeaderSize + int64(len(s.base)) + 4*dfs.KiB
 	}
 	for i := range s.tail {
 		n += s.tail[i].end() - s.tail[i].logOff
@@ -111,11 +130,11 @@ func (s *source) bytes() (n int64) {
 // the following call. io.EOF after the last.
 func (s *source) next() (record, []byte, error) {
 	switch {
-	case s.base != nil && !s.sent:
-		s.sent = true
-		payload := s.base.encodeBase()
+	case s.base != nil:
+		payload := s.base
+		s.base = nil
 		return record{
-			typ: recBase, version: s.base.version, seq: s.committed,
+			typ: recBase, version: s.version, seq: s.committed,
 			payloadLen: len(payload), crcs: []uint32{dfs.CRC(payload)},
 		}, payload, nil
 	case len(s.ranges) > 0:
@@ -123,11 +142,11 @@ func (s *source) next() (record, []byte, error) {
 		s.ranges = s.ranges[1:]
 		s.res.Release()
 		s.res = ReadResult{}
-		if err := s.log.readRange(s.base.extents.overlapping(span.Off, span.End()), span.Off, span.Len, &s.res); err != nil {
+		if err := s.log.readRange(s.extents.overlapping(span.Off, span.End()), span.Off, span.Len, &s.res); err != nil {
 			return record{}, nil, err
 		}
 		return record{
-			typ: recExtent, version: s.base.version, seq: s.committed, off: span.Off, len: span.Len,
+			typ: recExtent, version: s.version, seq: s.committed, off: span.Off, len: span.Len,
 			payloadLen: int(span.Len), crcs: s.res.CRCs,
 		}, s.res.Data, nil
 	case len(s.tail) > 0:

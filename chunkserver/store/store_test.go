@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 
 	"dfs/internal/dfs"
@@ -348,6 +349,76 @@ func TestOpenReplicasAreBounded(t *testing.T) {
 		if got := readAll(t, replica(t, s, dfs.ChunkID(i+1))); !bytes.Equal(got, m.data) {
 			t.Errorf("chunk %d differs", i+1)
 		}
+	}
+}
+
+// TestConcurrentReplicas uses more replicas than may be open from many goroutines at once, while they are closed,
+// compacted, copied and deleted.
+func TestConcurrentReplicas(t *testing.T) {
+	opts := testOptions()
+	opts.MaxOpen = 2
+	opts.NoCompaction = false
+	opts.CompactMin = 30_000
+	fsys := formatted(t, vfs.NewMem())
+	s := openStore(t, fsys, opts)
+	other := openStore(t, formatted(t, vfs.NewMem()), testOptions())
+	const chunks = 6
+	var wg sync.WaitGroup
+	for i := range chunks {
+		id := dfs.ChunkID(i + 1)
+		r, err := s.Create(id, 1)
+		must(t, err)
+		wg.Go(func() { // the writer
+			rng := rand.New(rand.NewPCG(uint64(i), 2))
+			m := newModel()
+			for step := range 150 {
+				mut := randomMutation(rng, 40_000)
+				mut.Version, mut.Seq = 1, dfs.Seq(len(m.history))
+				if err := r.Append(mut); err != nil {
+					t.Error(err)
+					return
+				}
+				m.apply(mut)
+				if err := r.SetCommitted(mut.Seq); err != nil {
+					t.Error(err)
+				}
+				if step%40 == 0 {
+					if err := r.Sync(); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			if got := readAll(t, r); !bytes.Equal(got, m.data) {
+				t.Errorf("chunk %v differs", id)
+			}
+			if i%2 == 0 {
+				if err := s.Delete(id, 1); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		wg.Go(func() { // readers and copiers meanwhile
+			for range 60 {
+				res, err := r.ReadAt(1_000, 20_000)
+				if errors.Is(err, dfserr.ErrNotExist) {
+					return
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				res.Release()
+				if _, err := copyLog(t, r, other, 0, true); err != nil && !errors.Is(err, dfserr.ErrNotExist) {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	must(t, s.Close())
+	s = openStore(t, fsys, opts)
+	if got := s.Chunks(); !slices.Equal(got, []dfs.ChunkID{2, 4, 6}) {
+		t.Errorf("chunks %v", got)
 	}
 }
 

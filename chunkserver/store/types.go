@@ -30,8 +30,8 @@ type Options struct {
 	CompactMin int64
 	// NoCompaction switches automatic compaction off; Replica.Compact still works.
 	NoCompaction bool
-	// Nonce draws the random number that marks a new log file. Nil draws it from crypto/rand; tests of exact
-	// bytes set it.
+	// Nonce draws the random number that marks a new log file; it is called concurrently. Nil draws it from
+	// crypto/rand; tests of exact bytes set it.
 	Nonce func() uint64
 	// Logger receives what an operator should know: condemned disks, corrupt replicas, torn tails. Nil
 	// discards it.
@@ -121,7 +121,8 @@ type ReadResult struct {
 	Length, CommittedLength int64
 	Version                 dfs.Version
 	// DirtyUpTo is the highest mutation above the committed one that changes bytes of the range asked for, 0
-	// for none. When it is not 0 the result may be given out only once that mutation is committed.
+	// for none. When it is not 0 the result may be given out only once that mutation is committed; Data is then
+	// right as it is. After a crash, when the committed seq is not known, that is what protects a reader.
 	DirtyUpTo dfs.Seq
 
 	buf *[]byte

@@ -73,10 +73,11 @@ func run(t *testing.T, cfg chunkio.Config, f func(t *testing.T, b *bench)) {
 		cfg.Pool, cfg.Source = b.pool, &source{b: b}
 		b.x = chunkio.New(cfg)
 		b.chunk = b.NewChunk(4 << 20)
+		t.Cleanup(func() {
+			b.x.Close()
+			b.pool.Close()
+		})
 		f(t, b)
-		b.x.Close()
-		b.pool.Close()
-		b.Stop()
 	})
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"regexp"
@@ -206,7 +207,7 @@ const setrepPoll = 500 * time.Millisecond
 func runSetrep(ctx context.Context, sh *shell, args []string) error {
 	n, err := strconv.Atoi(args[0])
 	if err != nil {
-		sh.fail(fmt.Errorf("Illegal replication, a positive integer expected")) //nolint:staticcheck // HDFS's words
+		sh.fail(errors.New("illegal replication, a positive integer expected"))
 		return usagef("For input string: %q", args[0])
 	}
 	if n < 1 {

@@ -173,6 +173,10 @@ File commands are spelled as you know them: dfs ls, dfs -ls, dfs fs -ls and dfs 
 		c.GroupID = "run"
 		root.AddCommand(c)
 	}
+	for _, c := range []*cobra.Command{mountCommand(env), umountCommand(env)} {
+		c.GroupID = "files"
+		root.AddCommand(c)
+	}
 	root.AddCommand(configCommand(env))
 	return root
 }

@@ -56,6 +56,7 @@ type demo struct {
 	readTime, healTime      time.Duration
 	checked                 int64 // chunks
 	restart                 time.Duration
+	healing                 chan error // gets the watcher's result
 }
 
 func demoCommand(env *environ) *cobra.Command {
@@ -106,8 +107,10 @@ func runDemo(ctx context.Context, env *environ, tree, dir string, size int64, ke
 		}
 		err = os.RemoveAll(dir)
 	}()
+	ctx, cancel := context.WithCancel(ctx)
 	c, release, err := openLocalCluster(env, dir, true)
 	if err != nil {
+		cancel()
 		return err
 	}
 	defer release()
@@ -115,9 +118,14 @@ func runDemo(ctx context.Context, env *environ, tree, dir string, size int64, ke
 	c.extra = []string{"DFS_MASTER_DEAD_AFTER=" + demoDeadAfter.String()}
 	c.say = d.say
 	defer func() {
+		cancel()
+		if d.healing != nil {
+			<-d.healing // an earlier step failed; that is what is reported
+		}
 		if downErr := c.down(context.WithoutCancel(ctx)); downErr != nil {
 			err = errors.Join(err, downErr)
 		}
+		d.say("stopped everything")
 	}()
 	for _, step := range []func(context.Context) error{d.start, d.storeTree, d.storeBig, d.readBack, d.heal, d.restartKilled} {
 		if err := step(ctx); err != nil {
@@ -271,6 +279,8 @@ func (d *demo) kill(ctx context.Context, fsys remote) error {
 		}
 		d.cluster.reap(n)
 		d.killed = n
+		d.healing = make(chan error, 1)
+		go func() { d.healing <- d.watchHealing(ctx) }()
 		d.say("kill -9 %s (pid %d): %s of chunk %d (%s), which is being written", n.Name, n.Pid, d.killedRole, last.Index, last.ID)
 		return nil
 	}
@@ -392,8 +402,9 @@ func sameLink(ctx context.Context, fsys remote, local, stored string) error {
 	return nil
 }
 
-// heal waits until every chunk has all its replicas again, without the dead server.
-func (d *demo) heal(ctx context.Context) error {
+// watchHealing runs beside the demo from the kill on: it returns when the master has given the dead server up, has looked at
+// every chunk since, and finds all replicas there.
+func (d *demo) watchHealing(ctx context.Context) error {
 	fsys, err := d.connect(ctx)
 	if err != nil {
 		return err
@@ -401,21 +412,17 @@ func (d *demo) heal(ctx context.Context) error {
 	defer fsys.Close() //nolint:errcheck // only asked questions
 	ctx, cancel := context.WithTimeout(ctx, demoHealLimit)
 	defer cancel()
-	d.say("waiting until every chunk has %d replicas again", dfs.DefaultReplication)
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
-	said := d.env.now()
 	for {
 		r, err := fsys.Report(ctx)
 		if err != nil {
 			return fmt.Errorf("waiting for the cluster to heal: %w", err)
 		}
-		if r.Scanned && r.UnderReplicated == 0 && r.Missing == 0 && r.RepairsRunning == 0 {
-			break
-		}
-		if now := d.env.now(); now.Sub(said) >= 2*time.Second {
-			said = now
-			d.say("  %d chunks have too few replicas, %d are being copied", r.UnderReplicated, r.RepairsRunning)
+		given := slices.ContainsFunc(r.Servers, func(s serverReport) bool { return s.Addr == d.killed.Address && s.State == "dead" })
+		if given && r.Scanned && r.UnderReplicated == 0 && r.Missing == 0 && r.RepairsRunning == 0 {
+			d.healTime = d.env.now().Sub(d.killedAt)
+			return nil
 		}
 		select {
 		case <-ctx.Done():
@@ -423,7 +430,21 @@ func (d *demo) heal(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
-	d.healTime = d.env.now().Sub(d.killedAt)
+}
+
+// heal waits until every chunk has all its replicas again, without the dead server.
+func (d *demo) heal(ctx context.Context) error {
+	d.say("waiting until every chunk has %d replicas again", dfs.DefaultReplication)
+	err := <-d.healing
+	d.healing = nil
+	if err != nil {
+		return err
+	}
+	fsys, err := d.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer fsys.Close() //nolint:errcheck // only asked questions
 	return d.verifyReplicas(ctx, fsys)
 }
 

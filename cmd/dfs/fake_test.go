@@ -372,8 +372,19 @@ func (f *fakeFS) SetReplication(ctx context.Context, path string, count int) err
 
 type fakeReader struct {
 	*bytes.Reader
-	f *fakeFS
-	n *fakeNode
+	ctx  context.Context
+	f    *fakeFS
+	n    *fakeNode
+	path string
+}
+
+func (r fakeReader) Read(p []byte) (int, error) {
+	end, err := r.f.begin(r.ctx, "read", r.path)
+	if err != nil {
+		return 0, err
+	}
+	defer end()
+	return r.Reader.Read(p)
 }
 
 func (r fakeReader) Close() error { return nil }
@@ -396,7 +407,7 @@ func (f *fakeFS) Open(ctx context.Context, path string) (reader, error) {
 		if n.mode.IsDir() {
 			return dfserr.ErrIsDir
 		}
-		r = fakeReader{bytes.NewReader(slices.Clone(n.data)), f, n}
+		r = fakeReader{bytes.NewReader(slices.Clone(n.data)), ctx, f, n, path}
 		return nil
 	})
 	return r, err

@@ -38,6 +38,9 @@ const (
 )
 
 func main() {
+	if code, ok := asMountHelper(processEnviron(), os.Args); ok {
+		os.Exit(code)
+	}
 	ctx, stop := interruptible(context.Background())
 	code := run(ctx, processEnviron(), os.Args[1:])
 	stop()

@@ -51,7 +51,7 @@ func parseStat(b []byte) (start uint64, state byte, err error) {
 		return 0, 0, fmt.Errorf("stat line %.40q has no command", b)
 	}
 	fields := strings.Fields(string(b[end+1:]))
-	const stateField, startField = 3 - 3, 22 - 3
+	const stateField, startField = 0, 19 // fields 3 and 22: two are cut off, and these count from 0
 	if len(fields) <= startField || fields[stateField] == "" {
 		return 0, 0, fmt.Errorf("stat line %.40q is too short", b)
 	}

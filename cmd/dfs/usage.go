@@ -67,13 +67,6 @@ type summary struct {
 	length, disk int64 // bytes; bytes with all replicas
 }
 
-func (s *summary) add(t summary) {
-	s.dirs += t.dirs
-	s.files += t.files
-	s.length += t.length
-	s.disk += t.disk
-}
-
 // summaryReaders is how many directories are listed at a time.
 const summaryReaders = 16
 

@@ -182,10 +182,15 @@ func discard(tx Txn, env Env, inode dfs.InodeID, index int64, id dfs.ChunkID) er
 	return nil
 }
 
-// learn marks a chunk born when a length shows that it has replicas: one beyond what was known, or one that reaches into a
-// chunk whose bytes cannot come from a seed. It reports whether it changed r.
+// learn marks a chunk born when a length shows that it has replicas: one beyond what was known, that reaches into the
+// chunk. A length that was known shows nothing: a file may have been made longer than its chunks. It reports whether it changed r.
 func learn(f *File, r *Record, length int64) bool {
-	if r.Born || length <= r.Index<<r.ChunkSizeLog2 || length <= f.Length && len(r.Seed) > 0 {
+	return length > f.Length && length > r.Index<<r.ChunkSizeLog2 && bear(r)
+}
+
+// bear marks a chunk born, and reports whether it was not.
+func bear(r *Record) bool {
+	if r.Born {
 		return false
 	}
 	r.Born, r.Seed = true, nil

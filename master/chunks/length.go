@@ -185,7 +185,8 @@ func CommitLength(tx Txn, f *File, c Commit) error {
 	if !covered && (c.Length <= r.Index<<r.ChunkSizeLog2 || c.Length > (r.Index+1)<<r.ChunkSizeLog2) {
 		return dfserr.Errorf(dfserr.ErrInvalid, "length %d of inode %d does not end in its chunk %d", c.Length, f.Inode, r.Index)
 	}
-	if (!covered || c.Modified) && learn(f, &r, c.Length) {
+	// What was acknowledged under the chunk's own version is on its replicas.
+	if (!covered || c.Modified && len(r.Seed) == 0) && c.Length > r.Index<<r.ChunkSizeLog2 && bear(&r) {
 		tx.SetChunk(c.Chunk, r)
 	}
 	f.Length = max(f.Length, c.Length)

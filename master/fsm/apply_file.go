@@ -68,7 +68,12 @@ func (o op) commitLength(r *dfsv1.CommitLengthRequest) (*dfsv1.Result, error) {
 		return nil, err
 	}
 	if r.GetModified() {
-		namespace.Modified(o.env, &n)
+		env, ctime := o.env, n.Ctime
+		if at := r.GetModifiedNs(); at != 0 {
+			env.Now = at
+		}
+		namespace.Modified(env, &n)
+		n.Ctime = max(n.Ctime, ctime)
 	}
 	if r.GetModified() || f.Length != n.Length || f.TailOpen != n.TailOpen {
 		if n, err = o.putFile(id, n, f); err != nil {

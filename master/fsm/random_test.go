@@ -234,7 +234,7 @@ func TestRandomState(t *testing.T) {
 func TestViewsSeeOneIndex(t *testing.T) {
 	m := newEmptyMachine(t)
 	m.fsm.cache.Store(newCache(cacheShards * 1500))
-	log := randomLog(m, 3, 4000)
+	log := randomLog(m, 3, 2000)
 	m.fsm.ApplyBatch(log[:2])
 	stop := make(chan struct{})
 	failures := make(chan error, 2)

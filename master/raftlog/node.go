@@ -36,8 +36,11 @@ type Node struct {
 	leaderCh  chan struct{} // closed and replaced when leading changes. Guarded by leaderMu.
 
 	notify   chan bool
-	stop     context.CancelFunc // ends the loops
-	ctx      context.Context    // ended by stop; the loops' own, not a caller's
+	intake   context.Context // proposals are taken until it ends
+	stopIn   context.CancelFunc
+	pipeline sync.WaitGroup  // of the proposer and the completer
+	ctx      context.Context // of the other loops
+	stop     context.CancelFunc
 	wg       sync.WaitGroup
 	closing  sync.Once
 	closeErr error
@@ -65,6 +68,7 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		notify:    make(chan bool, 64),
 	}
 	n.ctx, n.stop = context.WithCancel(context.WithoutCancel(ctx))
+	n.intake, n.stopIn = context.WithCancel(n.ctx)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.shut())
@@ -102,13 +106,10 @@ func Open(ctx context.Context, cfg Config) (_ *Node, err error) {
 		return nil, fmt.Errorf("raftlog: start: %w", errors.Join(n.latch.err(), err))
 	}
 	n.barrier.init()
-	for _, loop := range []func(){n.propose, n.complete, n.leadershipLoop, n.barrierLoop} {
-		n.wg.Add(1)
-		go func() {
-			defer n.wg.Done()
-			loop()
-		}()
-	}
+	n.pipeline.Go(n.propose)
+	n.pipeline.Go(n.complete)
+	n.wg.Go(n.leadershipLoop)
+	n.wg.Go(n.barrierLoop)
 	return n, nil
 }
 
@@ -168,11 +169,7 @@ func (n *Node) Term() uint64 { return n.raft.CurrentTerm() }
 func (n *Node) Snapshot(ctx context.Context) error {
 	f := n.raft.Snapshot()
 	done := make(chan error, 1)
-	n.wg.Add(1)
-	go func() {
-		defer n.wg.Done()
-		done <- f.Error()
-	}()
+	n.wg.Go(func() { done <- f.Error() })
 	select {
 	case err := <-done:
 		if errors.Is(err, raft.ErrNothingNewToSnapshot) {
@@ -193,13 +190,16 @@ func (n *Node) Close() error {
 // shut undoes as much of Open as was done.
 func (n *Node) shut() error {
 	var errs []error
+	// The loops end first: Raft answers what they have asked while it runs, and forgets some of it when it is shut down.
+	n.stopIn()
+	n.pipeline.Wait()
+	n.stop()
+	n.wg.Wait()
 	if n.raft != nil {
 		errs = append(errs, n.raft.Shutdown().Error()) // also closes the transport
 	} else if n.trans != nil {
 		errs = append(errs, n.trans.Close())
 	}
-	n.stop()
-	n.wg.Wait()
 	if n.snaps != nil {
 		n.snaps.close()
 	}

@@ -292,6 +292,7 @@ func TestFollowerCatchesUpBySnapshot(t *testing.T) {
 
 func TestNodeFailsForGoodAtTheFirstDiskError(t *testing.T) {
 	disk := vfs.NewInject(vfs.NewMem())
+	disk.Record()
 	state := newListState()
 	n := open(t, config(disk, state, newPipes().host("a")))
 	defer n.Close()

@@ -49,7 +49,7 @@ func (n *Node) Propose(ctx context.Context, data []byte) (any, dfs.Index, error)
 	case n.proposals <- p:
 	case <-ctx.Done():
 		return nil, 0, ctx.Err()
-	case <-n.ctx.Done():
+	case <-n.intake.Done():
 		return nil, 0, errClosed()
 	}
 	select {
@@ -66,32 +66,24 @@ func (n *Node) Propose(ctx context.Context, data []byte) (any, dfs.Index, error)
 
 func errClosed() error { return dfserr.Errorf(dfserr.ErrUnavailable, "master is closing") }
 
-// propose hands proposals to Raft, in order.
+// propose hands proposals to Raft, in order, until the intake ends.
 func (n *Node) propose() {
+	defer close(n.inFlight)
 	for {
 		select {
 		case p := <-n.proposals:
-			f := n.raft.Apply(p.data, 0)
-			select {
-			case n.inFlight <- proposed{p, f}:
-			case <-n.ctx.Done():
-				return
-			}
-		case <-n.ctx.Done():
-			return
+			n.inFlight <- proposed{p, n.raft.Apply(p.data, 0)}
+		case <-n.intake.Done():
+			return // what is still queued sees n.ctx end
 		}
 	}
 }
 
-// complete waits for what Raft has taken, in order: entries are applied in order, so nothing waits behind something slower.
+// complete waits for what Raft has taken, in order: entries are applied in order, so nothing waits behind something slower. Raft answers every
+// proposal while it runs, and forgets some when it is shut down, so shut waits for this loop first.
 func (n *Node) complete() {
-	for {
-		select {
-		case in := <-n.inFlight:
-			in.p.done <- n.outcome(in.f)
-		case <-n.ctx.Done():
-			return
-		}
+	for in := range n.inFlight {
+		in.p.done <- n.outcome(in.f)
 	}
 }
 

@@ -454,6 +454,7 @@ type GetAttrRequest struct {
 	Caller        *Caller                `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
 	Ref           *Ref                   `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
 	MinIndex      uint64                 `protobuf:"varint,3,opt,name=min_index,json=minIndex,proto3" json:"min_index,omitempty"` // the reply must reflect at least this index
+	Session       uint64                 `protobuf:"varint,4,opt,name=session,proto3" json:"session,omitempty"`                   // asks for other_writers
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -509,10 +510,18 @@ func (x *GetAttrRequest) GetMinIndex() uint64 {
 	return 0
 }
 
+func (x *GetAttrRequest) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
 type AttrReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Attr          *Attr                  `protobuf:"bytes,1,opt,name=attr,proto3" json:"attr,omitempty"`
 	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	OtherWriters  bool                   `protobuf:"varint,3,opt,name=other_writers,json=otherWriters,proto3" json:"other_writers,omitempty"` // of GetAttr with a session: others may have the file open for writing, so its bytes may change without its mtime
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -559,6 +568,13 @@ func (x *AttrReply) GetIndex() uint64 {
 		return x.Index
 	}
 	return 0
+}
+
+func (x *AttrReply) GetOtherWriters() bool {
+	if x != nil {
+		return x.OtherWriters
+	}
+	return false
 }
 
 type ReadDirRequest struct {
@@ -2573,11 +2589,12 @@ type CommitLengthRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Header        *MutationHeader        `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
 	Inode         uint64                 `protobuf:"varint,2,opt,name=inode,proto3" json:"inode,omitempty"`
-	Length        int64                  `protobuf:"varint,3,opt,name=length,proto3" json:"length,omitempty"`     // the file is at least this long
-	Chunk         uint64                 `protobuf:"varint,4,opt,name=chunk,proto3" json:"chunk,omitempty"`       // that holds the byte before `length`
-	Version       uint64                 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`   // under which it was acknowledged
-	Modified      bool                   `protobuf:"varint,6,opt,name=modified,proto3" json:"modified,omitempty"` // set mtime and ctime, drop setuid and setgid
-	Closing       bool                   `protobuf:"varint,7,opt,name=closing,proto3" json:"closing,omitempty"`   // the last writer's close: the tail may be settled
+	Length        int64                  `protobuf:"varint,3,opt,name=length,proto3" json:"length,omitempty"`                           // the file is at least this long
+	Chunk         uint64                 `protobuf:"varint,4,opt,name=chunk,proto3" json:"chunk,omitempty"`                             // that holds the byte before `length`
+	Version       uint64                 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`                         // under which it was acknowledged
+	Modified      bool                   `protobuf:"varint,6,opt,name=modified,proto3" json:"modified,omitempty"`                       // set mtime and ctime, drop setuid and setgid
+	Closing       bool                   `protobuf:"varint,7,opt,name=closing,proto3" json:"closing,omitempty"`                         // the last writer's close: the tail may be settled
+	ModifiedNs    int64                  `protobuf:"varint,8,opt,name=modified_ns,json=modifiedNs,proto3" json:"modified_ns,omitempty"` // with modified: when the last write was, by the client's clock; 0: now
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2659,6 +2676,13 @@ func (x *CommitLengthRequest) GetClosing() bool {
 		return x.Closing
 	}
 	return false
+}
+
+func (x *CommitLengthRequest) GetModifiedNs() int64 {
+	if x != nil {
+		return x.ModifiedNs
+	}
+	return 0
 }
 
 type ReportFailureRequest struct {
@@ -3495,14 +3519,16 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\vopen_inodes\x18\x02 \x03(\x04R\n" +
 	"openInodes\"'\n" +
 	"\x0eKeepAliveReply\x12\x15\n" +
-	"\x06ttl_ms\x18\x01 \x01(\x03R\x05ttlMs\"t\n" +
+	"\x06ttl_ms\x18\x01 \x01(\x03R\x05ttlMs\"\x8e\x01\n" +
 	"\x0eGetAttrRequest\x12&\n" +
 	"\x06caller\x18\x01 \x01(\v2\x0e.dfs.v1.CallerR\x06caller\x12\x1d\n" +
 	"\x03ref\x18\x02 \x01(\v2\v.dfs.v1.RefR\x03ref\x12\x1b\n" +
-	"\tmin_index\x18\x03 \x01(\x04R\bminIndex\"C\n" +
+	"\tmin_index\x18\x03 \x01(\x04R\bminIndex\x12\x18\n" +
+	"\asession\x18\x04 \x01(\x04R\asession\"h\n" +
 	"\tAttrReply\x12 \n" +
 	"\x04attr\x18\x01 \x01(\v2\f.dfs.v1.AttrR\x04attr\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"\xbf\x01\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12#\n" +
+	"\rother_writers\x18\x03 \x01(\bR\fotherWriters\"\xbf\x01\n" +
 	"\x0eReadDirRequest\x12&\n" +
 	"\x06caller\x18\x01 \x01(\v2\x0e.dfs.v1.CallerR\x06caller\x12\x1d\n" +
 	"\x03ref\x18\x02 \x01(\v2\v.dfs.v1.RefR\x03ref\x12\x14\n" +
@@ -3682,7 +3708,7 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\rAddChunkReply\x12)\n" +
 	"\x05chunk\x18\x01 \x01(\v2\x13.dfs.v1.ChunkConfigR\x05chunk\x12 \n" +
 	"\x04attr\x18\x02 \x01(\v2\f.dfs.v1.AttrR\x04attr\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"\xd9\x01\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"\xfa\x01\n" +
 	"\x13CommitLengthRequest\x12.\n" +
 	"\x06header\x18\x01 \x01(\v2\x16.dfs.v1.MutationHeaderR\x06header\x12\x14\n" +
 	"\x05inode\x18\x02 \x01(\x04R\x05inode\x12\x16\n" +
@@ -3690,7 +3716,9 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\x05chunk\x18\x04 \x01(\x04R\x05chunk\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\x04R\aversion\x12\x1a\n" +
 	"\bmodified\x18\x06 \x01(\bR\bmodified\x12\x18\n" +
-	"\aclosing\x18\a \x01(\bR\aclosing\"\xac\x01\n" +
+	"\aclosing\x18\a \x01(\bR\aclosing\x12\x1f\n" +
+	"\vmodified_ns\x18\b \x01(\x03R\n" +
+	"modifiedNs\"\xac\x01\n" +
 	"\x14ReportFailureRequest\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x16\n" +

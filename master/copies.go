@@ -1,0 +1,185 @@
+package master
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"dfs/internal/dfs"
+	"dfs/internal/dfserr"
+	"dfs/master/repair"
+	dfsv1 "dfs/proto/dfs/v1"
+)
+
+// Carrying out what the repair planner says.
+
+// actLoop carries out what the planner says.
+func (r *repairs) actLoop(ctx context.Context) {
+	tick := time.NewTicker(repairTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-r.act:
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if r.m.fleet.safeMode().On {
+			continue
+		}
+		r.mu.Lock()
+		if r.planner.Queued() == 0 && r.planner.Running() == 0 {
+			idle := r.changes == r.scanned
+			r.mu.Unlock()
+			if !idle {
+				poke(r.trigger)
+			}
+			continue
+		}
+		r.updatePlacerLocked()
+		out := r.planner.Next(time.Now())
+		for _, c := range out.Commands {
+			if c.Kind == repair.Copy {
+				r.inFlight[c.Chunk] = copyOrder{c.Source, c.Target}
+			}
+		}
+		r.mu.Unlock()
+		for _, c := range out.Commands {
+			r.m.background(func(ctx context.Context) { r.carryOut(ctx, c) })
+		}
+	}
+}
+
+// carryOut executes one command of the planner.
+func (r *repairs) carryOut(ctx context.Context, c repair.Command) {
+	var err error
+	switch c.Kind {
+	case repair.Copy:
+		if err = r.orderCopy(ctx, c); err != nil {
+			r.mu.Lock()
+			r.endCopyLocked(c.Chunk, c.Target, true)
+			r.mu.Unlock()
+		}
+	case repair.Reconfigure:
+		err = r.trim(ctx, c)
+	case repair.Delete:
+		var newer int64
+		err = r.m.dropStrays(ctx, c.Target, []replicaItem{{c.Chunk, c.Version}}, &newer)
+	}
+	if err != nil && ctx.Err() == nil {
+		r.m.log.Debug("repair step failed", "command", c.String(), "error", err)
+		r.observe(c.Chunk)
+	}
+}
+
+// orderCopy has the target begin; ReplicaCopied tells how it ended.
+func (r *repairs) orderCopy(ctx context.Context, c repair.Command) error {
+	rec, err := r.m.chunkRecord(c.Chunk)
+	if err != nil {
+		return err
+	}
+	if rec.Version != c.Version {
+		return dfserr.Errorf(dfserr.ErrStaleVersion, "copy chunk %s", c.Chunk)
+	}
+	return r.m.copyReplica(ctx, c.Target, r.m.config(c.Chunk, &rec), c.Source)
+}
+
+// trim commits a smaller configuration. A chunk that is being written is left alone while its tail is warm, except to
+// take out bad replicas.
+func (r *repairs) trim(ctx context.Context, c repair.Command) error {
+	unlock, err := r.m.chunkLocks.lock(ctx, c.Chunk)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	rec, err := r.m.chunkRecord(c.Chunk)
+	if err != nil {
+		return err
+	}
+	if rec.Version != c.Version {
+		return dfserr.Errorf(dfserr.ErrStaleVersion, "reconfigure chunk %s", c.Chunk)
+	}
+	_, err = r.m.reconfigure(ctx, c.Chunk, rec, c.Replicas, "repair: "+c.Reason)
+	return err
+}
+
+// ReplicaCopied ends a copy: a complete replica joins the configuration, and the primary brings it the last tail.
+func (s clusterService) ReplicaCopied(ctx context.Context, req *dfsv1.ReplicaCopiedRequest) (*dfsv1.ReplicaCopiedReply, error) {
+	m, err := s.lead()
+	if err != nil {
+		return nil, err
+	}
+	id, target := dfs.ChunkID(req.GetChunk()), dfs.ServerID(req.GetServer())
+	m.repairs.mu.Lock()
+	_, ordered := m.repairs.inFlight[id]
+	m.repairs.mu.Unlock()
+	if req.GetError() != "" {
+		m.log.Warn("copying a replica failed", "chunk", id.String(), "target", target.String(), "error", req.GetError())
+		m.repairs.endCopy(id, target, true)
+		return &dfsv1.ReplicaCopiedReply{}, nil
+	}
+	if !ordered || !m.repairs.copying(id, target) {
+		return nil, dfserr.Errorf(dfserr.ErrStaleVersion, "copy of chunk %s on server %s was not ordered by this master, or has timed out", id, target)
+	}
+	err = m.admitReplica(ctx, id, target)
+	m.repairs.endCopy(id, target, err != nil)
+	if err != nil {
+		return nil, err
+	}
+	m.background(func(ctx context.Context) {
+		// With a member that is away it would only cost that member its place; the next use activates it.
+		if r, err := m.chunkRecord(id); err == nil && m.liveReplicas(r.Replicas) == len(r.Replicas) {
+			if _, _, err := m.activateChunk(ctx, id); err != nil && ctx.Err() == nil {
+				m.log.Debug("new configuration is not active yet", "chunk", id.String(), "error", err)
+			}
+		}
+		m.repairs.changed(id, nil)
+	})
+	return &dfsv1.ReplicaCopiedReply{}, nil
+}
+
+func (r *repairs) endCopy(id dfs.ChunkID, target dfs.ServerID, failed bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.endCopyLocked(id, target, failed)
+}
+
+// admitReplica commits a configuration with the copied replica appended, and without members that are dead or bad if enough
+// good ones remain.
+func (m *leader) admitReplica(ctx context.Context, id dfs.ChunkID, target dfs.ServerID) error {
+	unlock, err := m.chunkLocks.lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	r, err := m.chunkRecord(id)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(r.Replicas, target) {
+		return nil
+	}
+	states := m.servers()
+	var good, away []dfs.ServerID
+	m.repairs.mu.Lock()
+	for _, s := range r.Replicas {
+		switch m.repairs.healthLocked(id, s, states) {
+		case repair.Good, repair.Draining:
+			good = append(good, s)
+		case repair.Away:
+			away = append(away, s)
+		case repair.Dead, repair.Corrupt:
+			// A dead one is being replaced; a bad one is not wanted.
+		}
+	}
+	m.repairs.mu.Unlock()
+	if len(good) == 0 {
+		return dfserr.Errorf(dfserr.ErrNoReplica, "chunk %s: the source of the copy has gone", id)
+	}
+	replicas := append(good, target)
+	if room := int(r.Replication) - len(replicas); room > 0 {
+		replicas = append(replicas, away[:min(len(away), room)]...)
+	}
+	_, err = m.reconfigure(ctx, id, r, replicas, "replica copied")
+	return err
+}

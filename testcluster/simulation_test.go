@@ -1,0 +1,529 @@
+package testcluster
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"dfs/chunkserver"
+	"dfs/client"
+	"dfs/internal/dfs"
+	"dfs/internal/rpc"
+	"dfs/master"
+)
+
+// The simulation runs a whole cluster in one process on virtual time: four clients write, append, truncate, read and
+// rename while chunkservers are killed and paused, links are cut and delayed, calls are lost and doubled, and the master
+// restarts. Every read is checked: against a model for files that one client owns, as a linearizable register for
+// cells that all share (History), and as an exactly-once set for appended records.
+//
+// A seed fixes every client's operations and the whole schedule of faults in virtual time. DFS_SIM_SEEDS says how many seeds to run,
+// DFS_SIM_SEED runs one.
+
+const (
+	simClients = 4
+	simOps     = 50 // per client
+	cellBytes  = 512
+	regionLen  = 8 // cells
+)
+
+// regions are where the shared cells lie in the shared file: at its start, over the boundary of two chunks, and
+// across blocks in a third chunk.
+var regions = []int64{0, dfs.MiB - 4*cellBytes, 2*dfs.MiB + 300}
+
+func TestSimulation(t *testing.T) {
+	first, n := uint64(1), 12
+	if s := os.Getenv("DFS_SIM_SEEDS"); s != "" {
+		v, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatalf("DFS_SIM_SEEDS=%q: %v", s, err)
+		}
+		n = v
+	}
+	if s := os.Getenv("DFS_SIM_SEED"); s != "" {
+		v, err := strconv.ParseUint(s, 10, 64)
+		if err != nil {
+			t.Fatalf("DFS_SIM_SEED=%q: %v", s, err)
+		}
+		first, n = v, 1
+	}
+	for seed := first; seed < first+uint64(n); seed++ {
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) { simulate(t, seed) })
+	}
+}
+
+// sim is one run.
+type sim struct {
+	t     *testing.T
+	seed  uint64
+	cl    *Cluster
+	ticks atomic.Int64
+
+	cells [][]*History // by region and cell
+
+	mu      sync.Mutex
+	records map[record]bool // guarded by mu: sent; true once acknowledged
+	fired   map[string]int  // guarded by mu: faults, by kind
+
+	callMu  sync.Mutex
+	callRNG *rand.Rand // guarded by callMu: fates of unary calls
+	calm    atomic.Bool
+}
+
+// record names one appended record.
+type record struct{ client, seq uint32 }
+
+func (s *sim) tick() int64 { return s.ticks.Add(1) }
+
+func (s *sim) rng(stream uint64) *rand.Rand { return rand.New(rand.NewPCG(s.seed, stream)) }
+
+func simulate(t *testing.T, seed uint64) {
+	s := &sim{t: t, seed: seed, records: map[record]bool{}, fired: map[string]int{}}
+	s.callRNG = s.rng(1000)
+	for range regions {
+		row := make([]*History, regionLen)
+		for i := range row {
+			row[i] = &History{}
+		}
+		s.cells = append(s.cells, row)
+	}
+	cfg := Config{
+		Faults:      s.fate,
+		Master:      func(c *master.Config) { c.DeadAfter = 10 * time.Second; c.GarbageGrace = 5 * time.Second },
+		Chunkserver: func(_ int, c *chunkserver.Config) { c.Reserve = dfs.MiB },
+		Client:      func(c *client.Config) { c.OpTimeout = 10 * time.Minute },
+	}
+	s.calm.Store(true)
+	inMemory(t, cfg, func(ctx context.Context, t *testing.T, cl *Cluster) {
+		s.t, s.cl = t, cl
+		s.run(ctx)
+	})
+}
+
+// fate decides about one unary call: most go through.
+func (s *sim) fate(_ context.Context, _, method string) rpc.Fault {
+	if s.calm.Load() {
+		return rpc.Fault{}
+	}
+	s.callMu.Lock()
+	defer s.callMu.Unlock()
+	var f rpc.Fault
+	switch x := s.callRNG.IntN(200); {
+	case x < 2:
+		f.DropRequest = true
+	case x < 4:
+		f.DropReply = true
+	case x < 6:
+		f.Duplicate = true
+	case x < 10:
+		f.Delay = time.Duration(s.callRNG.IntN(300)) * time.Millisecond
+	default:
+		return f
+	}
+	s.count("call " + method[strings.LastIndexByte(method, '/')+1:])
+	return f
+}
+
+func (s *sim) count(kind string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fired[kind]++
+}
+
+func (s *sim) run(ctx context.Context) {
+	c := s.client(ctx, "setup")
+	for _, path := range []string{"/shared", "/records", "/appended"} {
+		f, err := c.CreateFile(ctx, path, os.O_RDWR|os.O_EXCL, 0o644, client.CreateOptions{ChunkSize: dfs.MinChunkSize})
+		s.must(err)
+		s.must(f.Close())
+	}
+	var wg sync.WaitGroup
+	s.calm.Store(false)
+	stop, faultsDone := make(chan struct{}), make(chan struct{})
+	go func() { defer close(faultsDone); s.faults(ctx, stop) }()
+	for i := range simClients {
+		wg.Go(func() { s.work(ctx, i) })
+	}
+	wg.Wait()
+	close(stop)
+	<-faultsDone
+	s.calm.Store(true)
+	if s.t.Failed() {
+		return
+	}
+	s.check(ctx, c)
+	s.must(c.Close())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.fired) < 3 {
+		s.t.Errorf("seed %d: only these faults fired: %v", s.seed, s.fired)
+	}
+}
+
+func (s *sim) client(ctx context.Context, name string) *client.Client {
+	c, err := s.cl.Client(ctx, name)
+	s.must(err)
+	return c
+}
+
+// must ends the test: under faults that pass, every operation succeeds in the end.
+func (s *sim) must(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Errorf("seed %d: %v", s.seed, err)
+		panic(simFailed{})
+	}
+}
+
+// simFailed unwinds a goroutine of the simulation whose test has failed.
+type simFailed struct{}
+
+func (s *sim) recoverFailed() {
+	if r := recover(); r != nil {
+		if _, ok := r.(simFailed); !ok {
+			panic(r)
+		}
+	}
+}
+
+// faults breaks things and mends them until stop, then mends everything.
+func (s *sim) faults(ctx context.Context, stop <-chan struct{}) {
+	defer s.recoverFailed()
+	rng := s.rng(2000)
+	wait := func(d time.Duration) bool {
+		select {
+		case <-stop:
+			return false
+		case <-time.After(d):
+			return true
+		}
+	}
+	hosts := []string{MasterHost}
+	for i := range s.cl.Chunkservers() {
+		hosts = append(hosts, ChunkserverHost(i))
+	}
+	for i := range simClients + 1 {
+		hosts = append(hosts, ClientHost(i))
+	}
+	ms := func(from, to int) time.Duration { return time.Duration(from+rng.IntN(to-from)) * time.Millisecond }
+	for wait(ms(50, 1500)) {
+		i := rng.IntN(s.cl.Chunkservers())
+		switch kind := rng.IntN(10); {
+		case kind < 3:
+			s.count("kill chunkserver")
+			s.must(s.cl.KillChunkserver(ctx, i))
+			wait(ms(100, 5000))
+			s.must(s.cl.StartChunkserver(ctx, i))
+		case kind < 5:
+			s.count("pause chunkserver")
+			s.must(s.cl.PauseChunkserver(ctx, i))
+			wait(ms(100, 8000))
+			s.must(s.cl.ResumeChunkserver(ctx, i))
+		case kind < 7:
+			a, b := hosts[rng.IntN(len(hosts))], hosts[rng.IntN(len(hosts))]
+			s.count("cut")
+			if rng.IntN(2) == 0 {
+				s.cl.Net.Cut(a, b)
+			} else {
+				s.cl.Net.CutOneWay(a, b)
+			}
+			wait(ms(100, 6000))
+			s.cl.Net.Heal(a, b)
+		case kind < 9:
+			a, b := hosts[rng.IntN(len(hosts))], hosts[rng.IntN(len(hosts))]
+			s.count("delay")
+			s.cl.Net.SetDelay(a, b, ms(1, 400))
+			wait(ms(100, 4000))
+			s.cl.Net.SetDelay(a, b, 0)
+		default:
+			s.count("restart master")
+			s.must(s.cl.KillMaster(ctx))
+			wait(ms(10, 2000))
+			s.must(s.cl.StartMaster(ctx))
+		}
+	}
+}
+
+// owned is a file that one client has for itself, with its model.
+type owned struct {
+	path  string
+	model []byte
+	f     *client.File
+	moves int
+}
+
+// work is one client's operations.
+func (s *sim) work(ctx context.Context, id int) {
+	defer s.recoverFailed()
+	rng := s.rng(uint64(id))
+	c := s.client(ctx, fmt.Sprintf("client-%d", id))
+	defer c.Close()
+	open := func(path string) *client.File {
+		f, err := c.OpenFile(ctx, path, os.O_RDWR, 0)
+		s.must(err)
+		return f
+	}
+	shared, records, appended := open("/shared"), open("/records"), open("/appended")
+	own := &owned{path: fmt.Sprintf("/own-%d-0", id)}
+	var err error
+	own.f, err = c.CreateFile(ctx, own.path, os.O_RDWR|os.O_EXCL, 0o644, client.CreateOptions{ChunkSize: dfs.MinChunkSize})
+	s.must(err)
+	value := uint64(id+1) << 32
+	seq := uint32(0)
+	for range simOps {
+		switch op := rng.IntN(12); {
+		case op < 2:
+			s.writeCells(rng, shared, &value)
+		case op < 5:
+			s.readCells(rng, shared)
+		case op < 6:
+			seq++
+			s.append(ctx, record{uint32(id), seq}, 24+rng.IntN(5000), records.AppendRecord)
+		case op < 7:
+			seq++
+			s.append(ctx, record{uint32(id), seq | 1<<31}, 24+rng.IntN(5000), appended.Append)
+		default:
+			s.ownedOp(ctx, rng, c, own)
+		}
+		if rng.IntN(8) == 0 {
+			time.Sleep(time.Duration(rng.IntN(2000)) * time.Millisecond)
+		}
+	}
+	s.readOwned(own, 0, int64(len(own.model))+10)
+	for _, f := range []*client.File{shared, records, appended, own.f} {
+		s.must(f.Close())
+	}
+	got, err := c.ReadFile(ctx, own.path)
+	s.must(err)
+	if !bytes.Equal(got, own.model) {
+		s.t.Errorf("seed %d: %s: %s", s.seed, own.path, difference(got, own.model))
+	}
+}
+
+func (s *sim) writeCells(rng *rand.Rand, f *client.File, value *uint64) {
+	region, from := rng.IntN(len(regions)), rng.IntN(regionLen)
+	n := 1 + rng.IntN(regionLen-from)
+	var data []byte
+	values := make([]uint64, n)
+	for i := range values {
+		*value++
+		values[i] = *value
+		data = append(data, bytes.Repeat(binary.BigEndian.AppendUint64(nil, *value), cellBytes/8)...)
+	}
+	invoked := s.tick()
+	_, err := f.WriteAt(data, regions[region]+int64(from)*cellBytes)
+	returned := s.tick()
+	s.must(err)
+	for i, v := range values {
+		s.cells[region][from+i].Wrote(v, invoked, returned)
+	}
+}
+
+func (s *sim) readCells(rng *rand.Rand, f *client.File) {
+	region, from := rng.IntN(len(regions)), rng.IntN(regionLen)
+	n := 1 + rng.IntN(regionLen-from)
+	data := make([]byte, n*cellBytes)
+	invoked := s.tick()
+	got, err := f.ReadAt(data, regions[region]+int64(from)*cellBytes)
+	returned := s.tick()
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.must(err)
+	}
+	clear(data[got:]) // past the end: as if zero
+	for i := range n {
+		cell := data[i*cellBytes:][:cellBytes]
+		if !bytes.Equal(cell, bytes.Repeat(cell[:8], cellBytes/8)) {
+			s.t.Errorf("seed %d: region %d cell %d is torn", s.seed, region, from+i)
+			continue
+		}
+		s.cells[region][from+i].Read(binary.BigEndian.Uint64(cell), invoked, returned)
+	}
+}
+
+// append adds a record {client, seq, length, CRC of the payload, payload}.
+func (s *sim) append(ctx context.Context, r record, n int, add func(context.Context, []byte) (int64, error)) {
+	payload := pattern(n-16, uint64(r.seq))
+	b := binary.BigEndian.AppendUint32(nil, r.client)
+	b = binary.BigEndian.AppendUint32(b, r.seq)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(payload)))
+	b = binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(payload))
+	_, err := add(ctx, append(b, payload...))
+	s.must(err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.records[r] = true
+}
+
+func (s *sim) ownedOp(ctx context.Context, rng *rand.Rand, c *client.Client, o *owned) {
+	const maxLen = 2*dfs.MiB + 512*dfs.KiB
+	switch op := rng.IntN(10); {
+	case op < 4:
+		off := rng.Int64N(maxLen)
+		if rng.IntN(2) == 0 {
+			off = rng.Int64N(int64(len(o.model)) + 1)
+		}
+		data := pattern(1+rng.IntN(200_000), rng.Uint64())
+		_, err := o.f.WriteAt(data, off)
+		s.must(err)
+		o.model = grown(o.model, int(off)+len(data))
+		copy(o.model[off:], data)
+	case op < 5:
+		n := rng.IntN(maxLen)
+		s.must(o.f.Truncate(ctx, int64(n)))
+		o.model = grown(o.model, n)[:n]
+	case op < 6:
+		data := pattern(1+rng.IntN(100_000), rng.Uint64())
+		_, err := o.f.Append(ctx, data)
+		s.must(err)
+		o.model = append(o.model, data...)
+	case op < 7:
+		o.moves++
+		to := fmt.Sprintf("%s%d", o.path[:strings.LastIndexByte(o.path, '-')+1], o.moves)
+		s.must(c.Rename(ctx, o.path, to))
+		if _, err := c.Stat(ctx, o.path); err == nil {
+			s.t.Errorf("seed %d: %s is still there after its rename", s.seed, o.path)
+		}
+		o.path = to
+	case op < 8:
+		s.must(o.f.Sync(ctx))
+		info, err := c.Stat(ctx, o.path)
+		s.must(err)
+		if info.Size() != int64(len(o.model)) {
+			s.t.Errorf("seed %d: %s has length %d, want %d", s.seed, o.path, info.Size(), len(o.model))
+		}
+	default:
+		off := rng.Int64N(int64(len(o.model)) + 1)
+		s.readOwned(o, off, rng.Int64N(300_000))
+	}
+}
+
+// grown returns model with at least n bytes; new ones are zero.
+func grown(model []byte, n int) []byte {
+	if n <= len(model) {
+		return model
+	}
+	return append(model, make([]byte, n-len(model))...)
+}
+
+func (s *sim) readOwned(o *owned, off, n int64) {
+	buf := make([]byte, n)
+	got, err := o.f.ReadAt(buf, off)
+	if err != nil && !errors.Is(err, io.EOF) {
+		s.must(err)
+	}
+	want := o.model[off:min(off+n, int64(len(o.model)))]
+	if !bytes.Equal(buf[:got], want) {
+		s.t.Errorf("seed %d: %s at %d: %s", s.seed, o.path, off, difference(buf[:got], want))
+	}
+}
+
+// difference says where two byte slices first differ.
+func difference(got, want []byte) string {
+	for i := range min(len(got), len(want)) {
+		if got[i] != want[i] {
+			return fmt.Sprintf("%d bytes, want %d; they differ from byte %d on", len(got), len(want), i)
+		}
+	}
+	return fmt.Sprintf("%d bytes, want %d", len(got), len(want))
+}
+
+// check looks at everything when all is quiet.
+func (s *sim) check(ctx context.Context, c *client.Client) {
+	defer s.recoverFailed()
+	for r, row := range s.cells {
+		for i, h := range row {
+			if err := h.Check(); err != nil {
+				s.t.Errorf("seed %d: region %d cell %d: %v", s.seed, r, i, err)
+			}
+		}
+	}
+	f, err := c.Open(ctx, "/records")
+	s.must(err)
+	var whole []byte
+	_, err = f.ReadRecords(ctx, 0, func(_ int64, data []byte) error {
+		whole = append(whole, data...)
+		return nil
+	})
+	s.must(err)
+	s.must(f.Close())
+	s.checkRecords("/records", whole, false)
+	whole, err = c.ReadFile(ctx, "/appended")
+	s.must(err)
+	s.checkRecords("/appended", whole, true)
+	s.waitHealed(ctx, c)
+}
+
+// checkRecords wants every acknowledged record once, whole and contiguous, and each client's in order.
+func (s *sim) checkRecords(path string, b []byte, plain bool) {
+	seen := map[record]bool{}
+	last := map[uint32]uint32{}
+	for off := 0; off < len(b); {
+		if len(b)-off < 16 {
+			s.t.Errorf("seed %d: %s: %d bytes are left at %d", s.seed, path, len(b)-off, off)
+			return
+		}
+		r := record{binary.BigEndian.Uint32(b[off:]), binary.BigEndian.Uint32(b[off+4:])}
+		n, crc := int(binary.BigEndian.Uint32(b[off+8:])), binary.BigEndian.Uint32(b[off+12:])
+		off += 16
+		if n > len(b)-off || crc32.ChecksumIEEE(b[off:off+n]) != crc {
+			s.t.Errorf("seed %d: %s: the record at %d is damaged", s.seed, path, off-16)
+			return
+		}
+		off += n
+		if seen[r] {
+			s.t.Errorf("seed %d: %s: record %v stands there twice", s.seed, path, r)
+		}
+		seen[r] = true
+		if r.seq <= last[r.client] {
+			s.t.Errorf("seed %d: %s: client %d: record %d after %d", s.seed, path, r.client, r.seq, last[r.client])
+		}
+		last[r.client] = r.seq
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for r := range s.records {
+		if (r.seq&(1<<31) != 0) == plain && !seen[r] {
+			s.t.Errorf("seed %d: %s: acknowledged record %v is missing", s.seed, path, r)
+		}
+	}
+}
+
+// waitHealed wants every chunk fully replicated again, in bounded time.
+func (s *sim) waitHealed(ctx context.Context, c *client.Client) {
+	deadline := time.Now().Add(10 * time.Minute)
+	for {
+		r, err := c.ClusterReport(ctx)
+		s.must(err)
+		if r.RepairsScanned && r.UnderReplicated == 0 && r.Missing == 0 && r.Corrupt == 0 && r.RepairsRunning == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			s.t.Errorf("seed %d: not healed after 10 minutes: %+v", s.seed, r)
+			return
+		}
+		time.Sleep(time.Second)
+	}
+	for _, path := range []string{"/shared", "/records", "/appended"} {
+		chunks, err := c.Chunks(ctx, path)
+		s.must(err)
+		for _, k := range chunks {
+			for _, r := range k.Replicas {
+				if r.State != "valid" {
+					s.t.Errorf("seed %d: %s chunk %s: the replica on %s is %s", s.seed, path, k.Chunk, r.Server, r.State)
+				}
+			}
+		}
+	}
+}
