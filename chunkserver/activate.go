@@ -468,9 +468,7 @@ func (c *chunk) becomeActiveLocked(a *activation, g grantReply, period uint64) {
 		}
 	}
 	c.ready = true
-	if err := a.rep.SetCommitted(last); err != nil {
-		c.srv.log.Warn("note of committed mutations failed", "chunk", c.id, "error", err)
-	}
+	c.noteCommitted(a.rep, last)
 	c.dropWaitersLocked(a.kept, dfserr.Errorf(dfserr.ErrStaleVersion, "write to chunk %s", c.id))
 	if c.tooFewLocked() {
 		c.dropPendingLocked(0, dfserr.Errorf(dfserr.ErrTooFewReplicas, "write to chunk %s version %d, which has %d replicas", c.id, c.promised, len(c.cfg.replicas)))

@@ -35,8 +35,12 @@
 // is preparing, for peers. Everything else is under mutexes held for short times, taken in this order:
 //
 //	chunk.token
-//	  chunk.mu
-//	    chunkTable.mu, downstream.mu, writeStream.mu, forwardStream.mu, serving.mu, members.mu (none inside another)
+//	  chunkTable.mu
+//	    chunk.mu
+//	      downstreams.mu, downstream.mu, writeStream.mu, forwardStream.mu, window.mu,
+//	      serving.mu, members.mu, Server.beatMu (none inside another)
+//
+// No disk is waited for and nothing is sent with any mutex held.
 //
 // A frame that arrives is put into its chunk's queue; whoever finds the token free works the queue off: the stream's
 // own goroutine for small frames, a new one for large frames and for whatever a goroutine would be kept by too long. Each

@@ -448,3 +448,99 @@ func TestTooFewReplicas(t *testing.T) {
 		}
 	})
 }
+
+// TestStalledSuccessor stops a secondary in the middle of writes: it is given up after a while, and chunks that do not go through it
+// are not held up.
+func TestStalledSuccessor(t *testing.T) {
+	for _, size := range []int{1000, 300_000} {
+		inBubble(t, 4, nil, func(w *world) {
+			n := w.nodes
+			v := w.master.configure(testChunk, nil, n[0], n[1], n[2]).GetVersion()
+			w.master.configure(0x88, nil, n[0], n[3], n[2])
+			wr := w.writer(n[0])
+			data := text(1, size)
+			other := func(request uint64) {
+				t.Helper()
+				start := time.Now()
+				if _, err := answer(wr.send(writeHeader(0x88, 100, 0, data, 9, request), data)); err != nil {
+					t.Fatal(err)
+				}
+				if took := time.Since(start); took > time.Second {
+					t.Fatalf("a chunk elsewhere waited for %v", took)
+				}
+			}
+			other(1)
+			if _, err := wr.put(0, data, 9, 1); err != nil {
+				t.Fatal(err)
+			}
+			w.net.Pause(n[1].host)
+			start := time.Now()
+			var waiting []chan *dfsv1.WriteAck
+			for i := range 12 {
+				waiting = append(waiting, wr.send(writeHeader(testChunk, v, int64(i*size), data, 9, uint64(i+2)), data))
+			}
+			other(2)
+			time.Sleep(time.Second)
+			other(3)
+			for i, ch := range waiting {
+				if _, err := answer(ch); err != nil {
+					w.retry(int64(i*size), data, 9, uint64(i+2))
+				}
+			}
+			if took := time.Since(start); took < 6*time.Second || took > 20*time.Second {
+				t.Fatalf("the successor was given up after %v", took)
+			}
+			if f := w.master.failures; len(f) == 0 || f[0].GetServer() != uint64(n[1].srv().ID()) {
+				t.Fatalf("reports: %v", f)
+			}
+			w.net.Resume(n[1].host)
+			time.Sleep(10 * time.Second)
+			w.sameEverywhere(n[0], n[2])
+			if _, _, err := w.read(n[1], v, 0, 10); err == nil {
+				t.Fatal("the replica given up serves reads")
+			}
+		})
+	}
+}
+
+// TestSyncsAreShared has many callers sync one chunk: they share fsyncs, and each covers what was acknowledged before it.
+func TestSyncsAreShared(t *testing.T) {
+	inBubble(t, 3, nil, func(w *world) {
+		v := w.master.configure(testChunk, nil, w.nodes...).GetVersion()
+		w.retry(0, text(1, 100), 9, 1)
+		w.net.SetDelay("cs1", "cs2", 50*time.Millisecond)
+		w.net.SetDelay("cs1", "cs3", 50*time.Millisecond)
+		w.nodes[2].disk.Record()
+		errs := make(chan error, 50)
+		for i := range 50 {
+			go func() {
+				w.retry(int64(i)*100, text(i, 100), uint64(i+20), 1)
+				_, err := w.client(w.nodes[0]).Sync(w.ctx, &dfsv1.SyncRequest{Chunk: testChunk, Version: v})
+				if err == nil {
+					if _, state := w.nodes[2].onDisk(t); state.Synced < 2 {
+						err = fmt.Errorf("synced up to %d", state.Synced)
+					}
+				}
+				errs <- err
+			}()
+		}
+		for range 50 {
+			if err := <-errs; err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, state := w.nodes[2].onDisk(t)
+		if state.Synced != 51 {
+			t.Errorf("synced up to %d, want 51", state.Synced)
+		}
+		syncs := 0
+		for _, op := range w.nodes[2].disk.Log() {
+			if op.Kind == vfs.OpSync {
+				syncs++
+			}
+		}
+		if syncs == 0 || syncs > 10 {
+			t.Errorf("%d fsyncs for 50 calls", syncs)
+		}
+	})
+}

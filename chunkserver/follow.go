@@ -20,7 +20,7 @@ func (c *chunk) followLocked(w *work) {
 		return
 	}
 	c.upstream = w.fs
-	c.setCommittedLocked(dfs.Seq(l.GetCommittedSeq()))
+	c.committed = max(c.committed, min(dfs.Seq(l.GetCommittedSeq()), c.localSeq))
 	c.setChainLocked(l.GetChain())
 	seq := dfs.Seq(l.GetSeq())
 	if l.GetKind() == dfsv1.MutationKind_MUTATION_UNSPECIFIED {
@@ -54,12 +54,15 @@ func (c *chunk) follow(w *work, m *store.Mutation) {
 		w.link.Chain = c.rest
 		down = c.passLocked(w, m.Seq)
 	}
-	rep := c.rep
+	rep, committed := c.rep, c.committed
 	c.mu.Unlock()
 	if down != nil {
 		down.flush(w)
 	}
-	err := rep.Append(m)
+	err := rep.SetCommitted(committed)
+	if err == nil {
+		err = rep.Append(m)
+	}
 	var flush *forwardStream
 	c.mu.Lock()
 	switch {
@@ -89,11 +92,20 @@ func (c *chunk) followNoticeLocked(w *work) {
 		c.down.push(w)
 		down = c.down
 	}
+	rep, committed := c.rep, c.committed
 	c.mu.Unlock()
 	if down != nil {
 		down.flush(w)
 	}
 	w.release()
+	c.noteCommitted(rep, committed)
+}
+
+// noteCommitted tells the store how far the chunk is committed. It is knowledge that makes reads cheaper, no more.
+func (c *chunk) noteCommitted(rep *store.Replica, seq dfs.Seq) {
+	if err := rep.SetCommitted(seq); err != nil {
+		c.srv.log.Warn("note of committed mutations failed", "chunk", c.id, "seq", seq, "error", err)
+	}
 }
 
 // checkLinkLocked refuses frames of another version or activation, and all while the log is not in step.
@@ -105,18 +117,6 @@ func (c *chunk) checkLinkLocked(l *dfsv1.ForwardHeader) error {
 		return dfserr.Errorf(dfserr.ErrStaleVersion, "forward to chunk %s version %d, which has version %d", c.id, l.GetVersion(), c.promised)
 	default:
 		return dfserr.Errorf(dfserr.ErrLeaseExpired, "forward to chunk %s version %d: not prepared", c.id, l.GetVersion())
-	}
-}
-
-// setCommittedLocked notes what the primary says is committed.
-func (c *chunk) setCommittedLocked(seq dfs.Seq) {
-	seq = min(seq, c.localSeq)
-	if seq <= c.committed {
-		return
-	}
-	c.committed = seq
-	if err := c.rep.SetCommitted(seq); err != nil {
-		c.srv.log.Warn("note of committed mutations failed", "chunk", c.id, "error", err)
 	}
 }
 

@@ -337,10 +337,10 @@ func (w *world) boot(nd *node) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	nd.now.Store(srv)
 	if err := srv.Start(w.ctx); err != nil {
 		w.t.Fatal(err)
 	}
+	nd.now.Store(srv)
 	select {
 	case <-srv.Ready():
 	case err := <-srv.Failed():

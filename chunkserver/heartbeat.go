@@ -355,16 +355,29 @@ func (s *Server) chunkReport(part []dfs.ChunkID) *dfsv1.ChunkReport {
 
 // replicaCopied tells the master how an ordered copy went.
 func (s *Server) replicaCopied(ctx context.Context, cfg *chunkConfig, seq dfs.Seq, failed error) error {
-	conn, err := s.control.Get(s.leaderAddr())
-	if err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.CopyTimeout)
 	defer cancel()
 	req := &dfsv1.ReplicaCopiedRequest{Server: uint64(s.ID()), Chunk: uint64(cfg.chunk), Version: uint64(cfg.version), Seq: uint64(seq)}
 	if failed != nil {
 		req.Error = failed.Error()
 	}
-	_, err = dfsv1.NewClusterClient(conn).ReplicaCopied(ctx, req)
-	return err
+	for {
+		conn, err := s.control.Get(s.leaderAddr())
+		if err == nil {
+			_, err = dfsv1.NewClusterClient(conn).ReplicaCopied(ctx, req)
+		}
+		if err == nil || dfserr.ClassOf(err) != dfserr.Backoff {
+			return err
+		}
+		pause := time.NewTimer(copiedPause)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+			return err
+		}
+	}
 }
+
+// copiedPause is how long to wait before the master is told again that a copy has ended.
+const copiedPause = 250 * time.Millisecond

@@ -73,9 +73,7 @@ func (c *chunk) lookAfter(now time.Time) {
 	c.mu.Unlock()
 	if down != nil {
 		down.wakeUp()
-		if err := rep.SetCommitted(committed); err != nil {
-			c.srv.log.Warn("note of committed mutations failed", "chunk", c.id, "error", err)
-		}
+		c.noteCommitted(rep, committed)
 	}
 	if release {
 		c.srv.start(func() {

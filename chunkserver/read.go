@@ -179,9 +179,14 @@ func (c *chunk) settle(ctx context.Context, v view, seq dfs.Seq) error {
 		return err
 	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ready && c.activation == v.activation {
-		c.setCommittedLocked(dfs.Seq(reply.GetCommittedSeq()))
+	same := c.ready && c.activation == v.activation
+	if same {
+		c.committed = max(c.committed, min(dfs.Seq(reply.GetCommittedSeq()), c.localSeq))
+	}
+	committed := c.committed
+	c.mu.Unlock()
+	if same {
+		c.noteCommitted(v.rep, committed)
 	}
 	return nil
 }

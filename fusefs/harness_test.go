@@ -52,7 +52,7 @@ func TestMain(m *testing.M) {
 	syscall.Umask(0)
 	code := m.Run()
 	if shared.cluster != nil {
-		shared.cluster.stop()
+		shared.cluster.kill()
 		os.RemoveAll(shared.dir)
 	}
 	os.Exit(code)
@@ -65,7 +65,11 @@ const ready = "ready "
 func play(role string, args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	log := hclog.New(&hclog.LoggerOptions{Name: role, Level: hclog.LevelFromString(os.Getenv("FUSEFS_TEST_LOG"))})
+	level := hclog.LevelFromString(os.Getenv("FUSEFS_TEST_LOG"))
+	if level == hclog.NoLevel {
+		level = hclog.Off
+	}
+	log := hclog.New(&hclog.LoggerOptions{Name: role, Level: level})
 	over := make(chan struct{})
 	go func() {
 		io.Copy(io.Discard, os.Stdin)

@@ -1,6 +1,7 @@
 package master
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	"dfs/master/chunks"
 	"dfs/master/cluster"
 	"dfs/master/fsm"
+	"dfs/master/repair"
 	dfsv1 "dfs/proto/dfs/v1"
 )
 
@@ -60,6 +62,7 @@ func (m *leader) reconfigure(ctx context.Context, id dfs.ChunkID, r chunks.Recor
 			dropped = append(dropped, s)
 		}
 	}
+	replicas = seasonedFirst(replicas, &r)
 	m.fleet.exclude(id, dropped)
 	cmd := &dfsv1.ReconfigureCommand{Chunk: uint64(id), ExpectVersion: uint64(r.Version), Replicas: serverNumbers(replicas)}
 	// The outcome matters more than the caller's patience.
@@ -87,6 +90,20 @@ func (m *leader) reconfigure(ctx context.Context, id dfs.ChunkID, r chunks.Recor
 	return now, nil
 }
 
+// seasoned reports whether a server's replica is known to have everything acknowledged so far.
+func seasoned(s dfs.ServerID, r *chunks.Record) bool {
+	return slices.Contains(r.Replicas, s) && !slices.Contains(r.Joining, s)
+}
+
+// seasonedFirst orders the servers of a configuration that follows r: the primary is one that has everything.
+func seasonedFirst(replicas []dfs.ServerID, r *chunks.Record) []dfs.ServerID {
+	ordered := slices.Clone(replicas)
+	slices.SortStableFunc(ordered, func(a, b dfs.ServerID) int {
+		return cmp.Compare(btoi(seasoned(b, r)), btoi(seasoned(a, r)))
+	})
+	return ordered
+}
+
 // reconfigurePatience bounds waiting for a configuration to be committed.
 const reconfigurePatience = 30 * time.Second
 
@@ -97,14 +114,10 @@ func (m *leader) resolveSoon(id dfs.ChunkID, dropped []dfs.ServerID) {
 	}
 }
 
-// resolveExclusion has a server delete or fence a replica that is out of its chunk's configuration, and then lets the
-// server have serving leases again. When the server cannot be told, its lease lapses, and the sweep tries again.
+// resolveExclusion has a server fence a replica that is out of its chunk's configuration; whether it is then deleted or completed is
+// the repair planner's decision. A server that cannot be told is tried again by the sweep, or its lease lapses. No lock is needed: what is
+// fenced is below the present version, so a copy that joins the chunk meanwhile is not touched.
 func (m *leader) resolveExclusion(ctx context.Context, e exclusion) {
-	unlock, err := m.chunkLocks.lock(ctx, e.chunk)
-	if err != nil {
-		return
-	}
-	defer unlock()
 	if e.unsure {
 		// A command of the same leader that is applied later settles the fate of the one in doubt.
 		_, err := m.propose(ctx, &dfsv1.Command{Op: &dfsv1.Command_CutDone{CutDone: &dfsv1.CutDoneCommand{Chunk: uint64(e.chunk)}}})
@@ -114,28 +127,24 @@ func (m *leader) resolveExclusion(ctx context.Context, e exclusion) {
 		m.fleet.committed(e.chunk, []dfs.ServerID{e.server})
 	}
 	r, err := m.chunkRecord(e.chunk)
-	item := replicaItem{chunk: e.chunk}
-	keep := false
+	item := replicaItem{chunk: e.chunk, version: r.Version - 1}
 	switch {
-	case errors.Is(err, dfserr.ErrNotExist):
+	case isGone(err):
 		item.version = dfs.Version(m.db.Applied())
 	case err != nil:
 		return
 	case slices.Contains(r.Replicas, e.server):
 		m.fleet.fenced(e.chunk, e.server)
 		return
-	default:
-		// A copy made under the present version is not the one that was put out.
-		item.version = r.Version - 1
-		keep = m.liveReplicas(r.Replicas) < min(2, int(r.Replication))
 	}
-	done, err := m.deleteReplicas(ctx, e.server, []replicaItem{item}, keep)
+	done, err := m.deleteReplicas(ctx, e.server, []replicaItem{item}, true)
 	if err != nil {
 		m.log.Debug("excluded replica not fenced yet", "chunk", e.chunk.String(), "server", e.server.String(), "error", err)
 		return
 	}
 	if done[e.chunk] {
 		m.fleet.fenced(e.chunk, e.server)
+		m.repairs.noteStray(e.chunk, repair.Stray{Server: e.server, Version: item.version})
 	}
 }
 
@@ -236,19 +245,21 @@ func (m *leader) answers(ctx context.Context, id dfs.ServerID, chunk dfs.ChunkID
 }
 
 // excludeReplica commits a configuration without the replica complained of and without those on servers that are not
-// alive, provided that a live one is left: the last live replica stays, whatever is said of it. The caller holds the
-// chunk's lock.
+// alive, provided that a live one with all data is left: the last such replica stays, whatever is said of it. The caller
+// holds the chunk's lock.
 func (m *leader) excludeReplica(ctx context.Context, c complaint, r chunks.Record) (chunks.Record, error) {
 	if m.fleet.returning(r.Replicas, 2*m.cfg.ServingLease) {
 		return r, nil // right after a start, servers that have not come back yet are not to be dropped with the one complained of
 	}
 	var left []dfs.ServerID
+	complete := false
 	for _, s := range r.Replicas {
 		if s != c.server && m.fleet.alive(s) && !m.repairs.isCorrupt(c.chunk, s) {
 			left = append(left, s)
+			complete = complete || seasoned(s, &r)
 		}
 	}
-	if len(left) == 0 {
+	if !complete {
 		m.log.Warn("replica complained of stays: no other live one", "chunk", c.chunk.String(), "server", c.server.String(), "reason", c.reason)
 		m.repairs.wake()
 		return r, nil
@@ -303,10 +314,12 @@ func (m *leader) recoverFrom(ctx context.Context, id dfs.ChunkID, r chunks.Recor
 // activated records what a successful Activate has done.
 func (m *leader) activated(ctx context.Context, id dfs.ChunkID, r chunks.Record, state *dfsv1.ReplicaState) (chunks.Record, int64, error) {
 	length := state.GetLength()
-	if r.Born && len(r.Seed) == 0 && r.CutVersion == 0 {
+	if r.Born && len(r.Seed) == 0 && r.CutVersion == 0 && len(r.Joining) == 0 {
 		return r, length, nil
 	}
-	cmd := &dfsv1.CutDoneCommand{Chunk: uint64(id), CutVersion: uint64(r.CutVersion), SeedStored: len(r.Seed) > 0, Born: true}
+	cmd := &dfsv1.CutDoneCommand{
+		Chunk: uint64(id), CutVersion: uint64(r.CutVersion), SeedStored: len(r.Seed) > 0, Born: true, InStepVersion: uint64(r.Version),
+	}
 	if _, err := m.propose(ctx, &dfsv1.Command{Op: &dfsv1.Command_CutDone{CutDone: cmd}}); err != nil {
 		return r, length, err
 	}

@@ -20,15 +20,17 @@ import (
 // to the planner (package repair), and carries out what the planner says. Memory: the planner's queue, the copies under way,
 // and replicas known to be bad; all bounded.
 type repairs struct {
-	m       *leader
-	trigger chan struct{} // one token: walk the records
-	act     chan struct{} // one token: ask the planner
-	seeding atomic.Bool   // seeds are being stored
+	m        *leader
+	trigger  chan struct{} // one token: walk the records
+	act      chan struct{} // one token: ask the planner
+	settling atomic.Bool   // settleChunks is at work
 
 	mu       sync.Mutex
 	planner  *repair.Planner                           // guarded by mu
 	placer   *placement.Placer                         // guarded by mu; the planner's
 	bad      map[dfs.ChunkID]map[dfs.ServerID]struct{} // guarded by mu; replicas known to be corrupt or missing, at most maxBad
+	strays   map[dfs.ChunkID][]repair.Stray            // guarded by mu; fenced replicas outside configurations, at most maxStrays
+	strayN   int                                       // guarded by mu; of them
 	badCount int                                       // guarded by mu
 	inFlight map[dfs.ChunkID]copyOrder                 // guarded by mu; copies under way
 	changes  uint64                                    // guarded by mu; grows with everything that may change the totals
@@ -40,10 +42,13 @@ type repairs struct {
 // copyOrder is a copy under way.
 type copyOrder struct {
 	source, target dfs.ServerID
+	version        dfs.Version // of the configuration it is made under
+	askAt          time.Time   // when the target is to be asked what became of it
 }
 
 const (
 	maxBad       = 65_536
+	maxStrays    = 65_536 // what is beyond is found by its server's next report
 	repairTick   = time.Second
 	scanPage     = 1024
 	scanMinPause = 200 * time.Millisecond
@@ -60,6 +65,7 @@ func newRepairs(m *leader) *repairs {
 		act:      make(chan struct{}, 1),
 		placer:   placement.NewPlacer(nil, placement.Options{}),
 		bad:      map[dfs.ChunkID]map[dfs.ServerID]struct{}{},
+		strays:   map[dfs.ChunkID][]repair.Stray{},
 		inFlight: map[dfs.ChunkID]copyOrder{},
 		changes:  1,
 	}
@@ -206,23 +212,58 @@ func (r *repairs) chunkLocked(id dfs.ChunkID, rec *chunks.Record, states map[dfs
 	}
 	for i, s := range rec.Replicas {
 		c.Members[i] = repair.Replica{Server: s, Health: r.healthLocked(id, s, states)}
+		r.forgetStrayLocked(id, s)
+	}
+	for _, s := range r.strays[id] {
+		if states[s.Server].State == cluster.Live {
+			c.Strays = append(c.Strays, s)
+		}
 	}
 	return c
 }
 
-// observe shows one chunk to the planner at once.
-func (r *repairs) observe(id dfs.ChunkID) { r.observeWith(id, nil) }
-
-// observeStray shows a chunk and a fenced replica of it, from which a copy is cheap.
-func (r *repairs) observeStray(id dfs.ChunkID, stray repair.Stray) {
-	r.observeWith(id, []repair.Stray{stray})
+// noteStray remembers a fenced replica outside its chunk's configuration, for the planner to have it completed or deleted.
+func (r *repairs) noteStray(id dfs.ChunkID, stray repair.Stray) {
+	r.mu.Lock()
+	r.forgetStrayLocked(id, stray.Server)
+	if r.strayN < maxStrays {
+		r.strays[id] = append(r.strays[id], stray)
+		r.strayN++
+	}
+	r.mu.Unlock()
+	r.observe(id)
 }
 
-func (r *repairs) observeWith(id dfs.ChunkID, strays []repair.Stray) {
+// forgetStray notes that a replica is gone, or a member again.
+func (r *repairs) forgetStray(id dfs.ChunkID, server dfs.ServerID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.forgetStrayLocked(id, server)
+}
+
+func (r *repairs) forgetStrayLocked(id dfs.ChunkID, server dfs.ServerID) {
+	list := r.strays[id]
+	at := slices.IndexFunc(list, func(s repair.Stray) bool { return s.Server == server })
+	if at < 0 {
+		return
+	}
+	r.strayN--
+	if len(list) == 1 {
+		delete(r.strays, id)
+		return
+	}
+	r.strays[id] = slices.Delete(list, at, at+1)
+}
+
+// observe shows one chunk to the planner at once.
+func (r *repairs) observe(id dfs.ChunkID) {
 	rec, err := r.m.chunkRecord(id)
 	if err != nil {
 		r.mu.Lock()
 		r.planner.Forget(id)
+		for len(r.strays[id]) > 0 { // the chunk has gone, and with it the garbage record that knows its members
+			r.forgetStrayLocked(id, r.strays[id][0].Server)
+		}
 		r.mu.Unlock()
 		return
 	}
@@ -231,10 +272,8 @@ func (r *repairs) observeWith(id dfs.ChunkID, strays []repair.Stray) {
 	}
 	states := r.m.servers()
 	r.mu.Lock()
-	c := r.chunkLocked(id, &rec, states)
-	c.Strays = strays
 	r.updatePlacerLocked()
-	r.planner.Observe(c)
+	r.planner.Observe(r.chunkLocked(id, &rec, states))
 	r.mu.Unlock()
 	poke(r.act)
 }
@@ -283,7 +322,7 @@ func (r *repairs) scan(ctx context.Context) error {
 	r.mu.Unlock()
 	var totals repair.Totals
 	findings := map[repair.Problem]int64{}
-	var seeds []dfs.ChunkID
+	var unsettled []dfs.ChunkID
 	after := dfs.ChunkID(0)
 	for {
 		states := r.m.servers()
@@ -296,8 +335,8 @@ func (r *repairs) scan(ctx context.Context) error {
 		err = v.Chunks(after, func(id dfs.ChunkID, rec *chunks.Record) bool {
 			after = id
 			n++
-			if rec.Born && len(rec.Seed) > 0 && len(seeds) < maxSeedsPerScan {
-				seeds = append(seeds, id)
+			if len(unsettled) < maxUnsettledPerScan && unsettledIn(rec, states) {
+				unsettled = append(unsettled, id)
 			}
 			if racks < 2 && r.plainLocked(id, rec, states) {
 				totals.Chunks++
@@ -328,10 +367,10 @@ func (r *repairs) scan(ctx context.Context) error {
 	r.totals, r.findings, r.scanned = totals, findings, began
 	r.planner.TakeDropped()
 	r.mu.Unlock()
-	if len(seeds) > 0 && r.seeding.CompareAndSwap(false, true) {
+	if len(unsettled) > 0 && r.settling.CompareAndSwap(false, true) {
 		r.m.background(func(ctx context.Context) {
-			defer r.seeding.Store(false)
-			r.m.storeSeeds(ctx, seeds)
+			defer r.settling.Store(false)
+			r.m.settleChunks(ctx, unsettled)
 		})
 	}
 	return nil
@@ -339,7 +378,7 @@ func (r *repairs) scan(ctx context.Context) error {
 
 // plainLocked reports, cheaply, that a chunk is as it should be.
 func (r *repairs) plainLocked(id dfs.ChunkID, rec *chunks.Record, states map[dfs.ServerID]cluster.Server) bool {
-	if len(rec.Replicas) != int(max(1, rec.Replication)) || len(r.bad[id]) > 0 {
+	if len(rec.Replicas) != int(max(1, rec.Replication)) || len(r.bad[id]) > 0 || len(r.strays[id]) > 0 {
 		return false
 	}
 	for _, s := range rec.Replicas {
@@ -350,17 +389,30 @@ func (r *repairs) plainLocked(id dfs.ChunkID, rec *chunks.Record, states map[dfs
 	return true
 }
 
-// maxSeedsPerScan bounds how many seeds one walk has stored.
-const maxSeedsPerScan = 256
+// maxUnsettledPerScan bounds how many chunks one walk has settled.
+const maxUnsettledPerScan = 256
 
-// storeSeeds has primaries store seeds that still sit in the metadata, of chunks that are in use.
-func (m *leader) storeSeeds(ctx context.Context, ids []dfs.ChunkID) {
+// unsettledIn reports whether having a chunk's replicas brought into step now would let its record forget something: a seed that
+// the replicas of a chunk in use can hold, or that a replica has joined of late. The latter only with all replicas
+// alive: with one away it would cost that one its place.
+func unsettledIn(rec *chunks.Record, states map[dfs.ServerID]cluster.Server) bool {
+	if rec.Born && len(rec.Seed) > 0 {
+		return true
+	}
+	if len(rec.Joining) == 0 {
+		return false
+	}
+	return !slices.ContainsFunc(rec.Replicas, func(s dfs.ServerID) bool { return states[s].State != cluster.Live })
+}
+
+// settleChunks has primaries bring the replicas of chunks into step.
+func (m *leader) settleChunks(ctx context.Context, ids []dfs.ChunkID) {
 	for _, id := range ids {
 		if ctx.Err() != nil {
 			return
 		}
 		if _, _, err := m.activateChunk(ctx, id); err != nil {
-			m.log.Debug("seed not stored yet", "chunk", id.String(), "error", err)
+			m.log.Debug("chunk not settled yet", "chunk", id.String(), "error", err)
 		}
 	}
 }

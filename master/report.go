@@ -250,6 +250,7 @@ func (m *leader) dropStrays(ctx context.Context, server dfs.ServerID, items []re
 		for _, it := range part.items {
 			if done[it.chunk] {
 				m.fleet.fenced(it.chunk, server)
+				m.repairs.forgetStray(it.chunk, server)
 				continue
 			}
 			if err := m.explainKept(ctx, server, it, newer); err != nil {
@@ -258,7 +259,7 @@ func (m *leader) dropStrays(ctx context.Context, server dfs.ServerID, items []re
 		}
 	}
 	for _, it := range keep {
-		m.repairs.observeStray(it.chunk, repair.Stray{Server: server, Version: it.version})
+		m.repairs.noteStray(it.chunk, repair.Stray{Server: server, Version: it.version})
 	}
 	return nil
 }

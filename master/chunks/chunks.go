@@ -21,6 +21,8 @@
 package chunks
 
 import (
+	"slices"
+
 	"dfs/internal/dfs"
 	"dfs/internal/dfserr"
 )
@@ -55,6 +57,9 @@ type Record struct {
 	Index         int64 // of the chunk in its file
 	Version       dfs.Version
 	Replicas      []dfs.ServerID // primary first; never empty; not modified in place
+	// Joining are those of Replicas that may lack what was acknowledged before they were added: no configuration that
+	// has them is known to have been in step. At least one replica is not among them. Not modified in place.
+	Joining []dfs.ServerID
 	Replication   uint32         // wanted
 	ChunkSizeLog2 uint32
 	Birth         dfs.Index // of the command that made the chunk
@@ -272,27 +277,47 @@ func Reconfigure(tx Txn, env Env, id dfs.ChunkID, expect dfs.Version, replicas [
 	if err := checkReplicas(replicas); err != nil {
 		return Record{}, err
 	}
-	r.Version, r.Replicas = dfs.Version(env.Index), replicas
+	var joining []dfs.ServerID
+	for _, s := range replicas {
+		if !slices.Contains(r.Replicas, s) || slices.Contains(r.Joining, s) {
+			joining = append(joining, s)
+		}
+	}
+	if len(joining) == len(replicas) {
+		return Record{}, dfserr.Errorf(dfserr.ErrNoReplica, "chunk %s: none of the servers wanted is known to have all of its data", id)
+	}
+	r.Version, r.Replicas, r.Joining = dfs.Version(env.Index), replicas, joining
 	tx.SetChunk(id, r)
 	return r, nil
 }
 
-// CutDone records what a primary has done: made the cut of cutVersion (0: none), stored the seed, or merely brought all its
-// replicas into being. A cutVersion that is not pending is ignored. Errors: ErrNotExist.
-func CutDone(tx Txn, id dfs.ChunkID, cutVersion dfs.Version, seedStored, born bool) (Record, error) {
+// Done is what a primary is known to have done; zero fields say nothing.
+type Done struct {
+	CutVersion dfs.Version // made the cut of this version
+	SeedStored bool
+	Born       bool        // brought all its replicas into being
+	InStep     dfs.Version // had all replicas of the configuration with this version in step
+}
+
+// CutDone records what a primary has done. A cut that is not pending, and an InStep that is not the present version, are
+// ignored. Errors: ErrNotExist.
+func CutDone(tx Txn, id dfs.ChunkID, d Done) (Record, error) {
 	r, err := get(tx, id)
 	if err != nil {
 		return Record{}, err
 	}
 	changed := false
-	if cutVersion != 0 && r.CutVersion == cutVersion {
+	if d.CutVersion != 0 && r.CutVersion == d.CutVersion {
 		r.CutVersion, r.CutLength, changed = 0, 0, true
 	}
-	if seedStored && len(r.Seed) > 0 {
+	if d.SeedStored && len(r.Seed) > 0 {
 		r.Seed, r.Born, changed = nil, true, true
 	}
-	if born && !r.Born && len(r.Seed) == 0 {
+	if d.Born && !r.Born && len(r.Seed) == 0 {
 		r.Born, changed = true, true
+	}
+	if d.InStep == r.Version && len(r.Joining) > 0 {
+		r.Joining, changed = nil, true
 	}
 	if changed {
 		tx.SetChunk(id, r)

@@ -338,10 +338,10 @@ func TestTruncateCuts(t *testing.T) {
 	// A second cut of the chunk waits for the first; one elsewhere does not.
 	wantErr(t, x.truncate(2*chunkSize+3, 0), dfserr.ErrBusy)
 	id := x.m.files[7][2]
-	if _, err := CutDone(x.m, id, r.CutVersion-1, false, false); err != nil || x.record(2).CutVersion == 0 {
+	if _, err := CutDone(x.m, id, Done{CutVersion: r.CutVersion - 1}); err != nil || x.record(2).CutVersion == 0 {
 		t.Error("a cut that is not pending was done", err)
 	}
-	if _, err := CutDone(x.m, id, r.CutVersion, false, true); err != nil || x.record(2).CutVersion != 0 || !x.record(2).Born {
+	if _, err := CutDone(x.m, id, Done{CutVersion: r.CutVersion, Born: true}); err != nil || x.record(2).CutVersion != 0 || !x.record(2).Born {
 		t.Error(err)
 	}
 	if err := x.truncate(2*chunkSize+3, 0); err != nil || x.record(2).CutLength != 3 {
@@ -361,7 +361,7 @@ func TestTruncateCuts(t *testing.T) {
 	if err := x.truncate(0, 0); err != nil || x.f.Chunks != 0 || x.f.TailOpen || x.m.totals.Chunks != 0 {
 		t.Errorf("%v %+v", err, x.f)
 	}
-	if _, err := CutDone(x.m, id, 1, false, false); !errors.Is(err, dfserr.ErrNotExist) {
+	if _, err := CutDone(x.m, id, Done{CutVersion: 1}); !errors.Is(err, dfserr.ErrNotExist) {
 		t.Error(err)
 	}
 }
@@ -534,7 +534,7 @@ func TestRandom(t *testing.T) {
 			}
 		case 7:
 			if id != 0 {
-				_, err = CutDone(x.m, id, x.m.chunks[id].CutVersion, r.IntN(2) == 0, r.IntN(2) == 0)
+				_, err = CutDone(x.m, id, Done{CutVersion: x.m.chunks[id].CutVersion, SeedStored: r.IntN(2) == 0, Born: r.IntN(2) == 0, InStep: x.m.chunks[id].Version})
 			}
 		case 8:
 			OpenTail(&f)

@@ -129,7 +129,9 @@ func (o op) reconfigure(r *dfsv1.ReconfigureCommand) (*dfsv1.Result, error) {
 
 func (o op) cutDone(r *dfsv1.CutDoneCommand) (*dfsv1.Result, error) {
 	id := dfs.ChunkID(r.GetChunk())
-	rec, err := chunks.CutDone(o.t, id, dfs.Version(r.GetCutVersion()), r.GetSeedStored(), r.GetBorn())
+	rec, err := chunks.CutDone(o.t, id, chunks.Done{
+		CutVersion: dfs.Version(r.GetCutVersion()), SeedStored: r.GetSeedStored(), Born: r.GetBorn(), InStep: dfs.Version(r.GetInStepVersion()),
+	})
 	if err != nil {
 		return nil, err
 	}

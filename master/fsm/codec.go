@@ -156,6 +156,7 @@ func recordProto(r *chunks.Record) *dfsv1.ChunkRecord {
 	return &dfsv1.ChunkRecord{
 		Inode: uint64(r.Inode), Index: r.Index, Version: uint64(r.Version), Replicas: serverNumbers(r.Replicas), Replication: r.Replication,
 		ChunkSizeLog2: r.ChunkSizeLog2, BirthIndex: uint64(r.Birth), Born: r.Born, Seed: r.Seed, CutLength: r.CutLength, CutVersion: uint64(r.CutVersion),
+		Joining: serverNumbers(r.Joining),
 	}
 }
 
@@ -163,6 +164,7 @@ func recordOf(m *dfsv1.ChunkRecord) *chunks.Record {
 	return &chunks.Record{
 		Inode: dfs.InodeID(m.GetInode()), Index: m.GetIndex(), Version: dfs.Version(m.GetVersion()), Replicas: serverIDs(m.GetReplicas()), Replication: m.GetReplication(),
 		ChunkSizeLog2: m.GetChunkSizeLog2(), Birth: dfs.Index(m.GetBirthIndex()), Born: m.GetBorn(), Seed: m.GetSeed(), CutLength: m.GetCutLength(), CutVersion: dfs.Version(m.GetCutVersion()),
+		Joining: serverIDs(m.GetJoining()),
 	}
 }
 
@@ -192,6 +194,9 @@ func serverNumbers(ids []dfs.ServerID) []uint64 {
 }
 
 func serverIDs(numbers []uint64) []dfs.ServerID {
+	if len(numbers) == 0 {
+		return nil
+	}
 	out := make([]dfs.ServerID, len(numbers))
 	for i, n := range numbers {
 		out[i] = dfs.ServerID(n)

@@ -727,7 +727,8 @@ type CutDoneCommand struct {
 	Chunk         uint64                 `protobuf:"varint,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
 	CutVersion    uint64                 `protobuf:"varint,2,opt,name=cut_version,json=cutVersion,proto3" json:"cut_version,omitempty"`
 	SeedStored    bool                   `protobuf:"varint,3,opt,name=seed_stored,json=seedStored,proto3" json:"seed_stored,omitempty"`
-	Born          bool                   `protobuf:"varint,4,opt,name=born,proto3" json:"born,omitempty"` // every replica of the configuration exists: a successful Activate said so
+	Born          bool                   `protobuf:"varint,4,opt,name=born,proto3" json:"born,omitempty"`                                          // every replica of the configuration exists: a successful Activate said so
+	InStepVersion uint64                 `protobuf:"varint,5,opt,name=in_step_version,json=inStepVersion,proto3" json:"in_step_version,omitempty"` // all replicas of this configuration are in step: a successful Activate said so; 0: nothing known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -788,6 +789,13 @@ func (x *CutDoneCommand) GetBorn() bool {
 		return x.Born
 	}
 	return false
+}
+
+func (x *CutDoneCommand) GetInStepVersion() uint64 {
+	if x != nil {
+		return x.InStepVersion
+	}
+	return 0
 }
 
 // ReclaimCommand removes a bounded piece of what has no name any more.
@@ -1229,14 +1237,15 @@ const file_dfs_v1_command_proto_rawDesc = "" +
 	"\x12ReconfigureCommand\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12%\n" +
 	"\x0eexpect_version\x18\x02 \x01(\x04R\rexpectVersion\x12\x1a\n" +
-	"\breplicas\x18\x03 \x03(\x04R\breplicas\"|\n" +
+	"\breplicas\x18\x03 \x03(\x04R\breplicas\"\xa4\x01\n" +
 	"\x0eCutDoneCommand\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x1f\n" +
 	"\vcut_version\x18\x02 \x01(\x04R\n" +
 	"cutVersion\x12\x1f\n" +
 	"\vseed_stored\x18\x03 \x01(\bR\n" +
 	"seedStored\x12\x12\n" +
-	"\x04born\x18\x04 \x01(\bR\x04born\">\n" +
+	"\x04born\x18\x04 \x01(\bR\x04born\x12&\n" +
+	"\x0fin_step_version\x18\x05 \x01(\x04R\rinStepVersion\">\n" +
 	"\x0eReclaimCommand\x12\x16\n" +
 	"\x06inodes\x18\x01 \x03(\x04R\x06inodes\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\"\x7f\n" +

@@ -394,6 +394,7 @@ type ChunkRecord struct {
 	Seed          []byte                 `protobuf:"bytes,9,opt,name=seed,proto3" json:"seed,omitempty"`
 	CutLength     int64                  `protobuf:"varint,10,opt,name=cut_length,json=cutLength,proto3" json:"cut_length,omitempty"`
 	CutVersion    uint64                 `protobuf:"varint,11,opt,name=cut_version,json=cutVersion,proto3" json:"cut_version,omitempty"`
+	Joining       []uint64               `protobuf:"varint,12,rep,packed,name=joining,proto3" json:"joining,omitempty"` // replicas that may lack what was acknowledged before they were added
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -503,6 +504,13 @@ func (x *ChunkRecord) GetCutVersion() uint64 {
 		return x.CutVersion
 	}
 	return 0
+}
+
+func (x *ChunkRecord) GetJoining() []uint64 {
+	if x != nil {
+		return x.Joining
+	}
+	return nil
 }
 
 // Garbage is the value under g/<index>/<chunk>: a deleted chunk whose replicas are to be removed.
@@ -1046,7 +1054,7 @@ const file_dfs_v1_state_proto_rawDesc = "" +
 	"\x05Xattr\x12\x14\n" +
 	"\x05value\x18\x01 \x01(\fR\x05value\" \n" +
 	"\bChunkRef\x12\x14\n" +
-	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\"\xc2\x02\n" +
+	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\"\xdc\x02\n" +
 	"\vChunkRecord\x12\x14\n" +
 	"\x05inode\x18\x01 \x01(\x04R\x05inode\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x03R\x05index\x12\x18\n" +
@@ -1062,7 +1070,8 @@ const file_dfs_v1_state_proto_rawDesc = "" +
 	"cut_length\x18\n" +
 	" \x01(\x03R\tcutLength\x12\x1f\n" +
 	"\vcut_version\x18\v \x01(\x04R\n" +
-	"cutVersion\"c\n" +
+	"cutVersion\x12\x18\n" +
+	"\ajoining\x18\f \x03(\x04R\ajoining\"c\n" +
 	"\aGarbage\x12\x1a\n" +
 	"\breplicas\x18\x01 \x03(\x04R\breplicas\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\"\n" +
