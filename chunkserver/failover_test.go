@@ -230,7 +230,7 @@ func TestLongestLogWins(t *testing.T) {
 		w.sameEverywhere(w.nodes...)
 
 		// The last server alone gets a mutation that was never acknowledged; the others go on without it.
-		cfg := w.master.configure(testChunk, nil, w.nodes[0], w.nodes[1])
+		w.master.configure(testChunk, nil, w.nodes[0], w.nodes[1])
 		last, err := w.nodes[2].srv().store().Replica(testChunk)
 		if err != nil {
 			t.Fatal(err)
@@ -239,7 +239,7 @@ func TestLongestLogWins(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.retry(6010, text(4, 10), 9, 4)
-		cfg = w.master.configure(testChunk, nil, w.nodes[2], w.nodes[0], w.nodes[1])
+		cfg := w.master.configure(testChunk, nil, w.nodes[2], w.nodes[0], w.nodes[1])
 		w.retry(6020, text(5, 10), 9, 5)
 		got := w.sameEverywhere(w.nodes...)
 		if bytes.Contains(got, []byte("ghost")) || !bytes.Equal(got[6000:], append(append(text(3, 10), text(4, 10)...), text(5, 10)...)) {

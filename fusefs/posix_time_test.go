@@ -420,14 +420,21 @@ func (p *posix) dirents(fd, size int) []dirent {
 		if n == 0 {
 			return all
 		}
-		for r := b[:n]; len(r) > 0; {
-			d := (*unix.Dirent)(unsafe.Pointer(&r[0]))
-			name := r[unsafe.Offsetof(d.Name):d.Reclen]
-			name = name[:bytes.IndexByte(name, 0)]
-			all = append(all, dirent{d.Ino, d.Off, d.Type, string(name)})
-			r = r[d.Reclen:]
-		}
+		all = append(all, p.parse(b[:n])...)
 	}
+}
+
+// parse takes getdents64's answer apart.
+func (p *posix) parse(r []byte) []dirent {
+	var all []dirent
+	for len(r) > 0 {
+		d := (*unix.Dirent)(unsafe.Pointer(&r[0]))
+		name := r[unsafe.Offsetof(d.Name):d.Reclen]
+		name = name[:bytes.IndexByte(name, 0)]
+		all = append(all, dirent{d.Ino, d.Off, d.Type, string(name)})
+		r = r[d.Reclen:]
+	}
+	return all
 }
 
 func specialCases() []posixCase {

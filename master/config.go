@@ -61,7 +61,7 @@ type Config struct {
 	Ballast int64
 	// DiskUsage replaces the question to Dir's disk, in tests.
 	DiskUsage func() (capacity, free int64, err error)
-	// CacheBytes bounds the metadata caches together. [160 MiB]
+	// CacheBytes bounds the metadata caches together. [128 MiB]
 	CacheBytes int64
 
 	// Faults, in tests, decides the fate of calls to chunkservers.
@@ -132,7 +132,8 @@ func (c Config) withDefaults() Config {
 	c.DeadAfter = cmp.Or(c.DeadAfter, time.Minute)
 	c.SafeModeTimeout = cmp.Or(c.SafeModeTimeout, 30*time.Second)
 	c.GarbageGrace = cmp.Or(c.GarbageGrace, time.Minute)
-	c.CacheBytes = cmp.Or(c.CacheBytes, 160*dfs.MiB)
+	c.Repair.CopyTimeout = cmp.Or(c.Repair.CopyTimeout, 5*time.Minute)
+	c.CacheBytes = cmp.Or(c.CacheBytes, 128*dfs.MiB)
 	if c.Network == nil {
 		c.Network = rpc.TCP()
 	}

@@ -27,6 +27,7 @@ func (r *repairs) actLoop(ctx context.Context) {
 		if r.m.fleet.safeMode().On {
 			continue
 		}
+		r.askCopies()
 		r.mu.Lock()
 		if r.planner.Queued() == 0 && r.planner.Running() == 0 {
 			idle := r.changes == r.scanned
@@ -40,13 +41,40 @@ func (r *repairs) actLoop(ctx context.Context) {
 		out := r.planner.Next(time.Now())
 		for _, c := range out.Commands {
 			if c.Kind == repair.Copy {
-				r.inFlight[c.Chunk] = copyOrder{c.Source, c.Target}
+				r.inFlight[c.Chunk] = copyOrder{c.Source, c.Target, c.Version, time.Now().Add(askCopyAfter)}
 			}
 		}
 		r.mu.Unlock()
 		for _, c := range out.Commands {
 			r.m.background(func(ctx context.Context) { r.carryOut(ctx, c) })
 		}
+	}
+}
+
+// askCopyAfter is how long after its order, and after the last question, a target is asked what became of a copy: its word that it is
+// done may have been lost.
+const askCopyAfter = 10 * time.Second
+
+// askCopies asks the targets of copies that have not been heard of for a while.
+func (r *repairs) askCopies() {
+	now := time.Now()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, c := range r.inFlight {
+		if now.Before(c.askAt) {
+			continue
+		}
+		c.askAt = now.Add(askCopyAfter)
+		r.inFlight[id] = c
+		r.m.background(func(ctx context.Context) {
+			state, err := r.m.replicaState(ctx, c.target, id)
+			if err != nil || dfs.Version(state.GetVersion()) < c.version || state.GetState() != "valid" {
+				return // still being made, or failed: then the planner's time-out ends it
+			}
+			if err := r.m.copied(ctx, id, c.target); err != nil {
+				r.m.log.Debug("copied replica not taken into the configuration", "chunk", id.String(), "target", c.target.String(), "error", err)
+			}
+		})
 	}
 }
 
@@ -110,21 +138,26 @@ func (s clusterService) ReplicaCopied(ctx context.Context, req *dfsv1.ReplicaCop
 		return nil, err
 	}
 	id, target := dfs.ChunkID(req.GetChunk()), dfs.ServerID(req.GetServer())
-	m.repairs.mu.Lock()
-	_, ordered := m.repairs.inFlight[id]
-	m.repairs.mu.Unlock()
 	if req.GetError() != "" {
 		m.log.Warn("copying a replica failed", "chunk", id.String(), "target", target.String(), "error", req.GetError())
 		m.repairs.endCopy(id, target, true)
 		return &dfsv1.ReplicaCopiedReply{}, nil
 	}
-	if !ordered || !m.repairs.copying(id, target) {
-		return nil, dfserr.Errorf(dfserr.ErrStaleVersion, "copy of chunk %s on server %s was not ordered by this master, or has timed out", id, target)
+	if err := m.copied(ctx, id, target); err != nil {
+		return nil, err
 	}
-	err = m.admitReplica(ctx, id, target)
+	return &dfsv1.ReplicaCopiedReply{}, nil
+}
+
+// copied takes a complete copy into the configuration and ends its order.
+func (m *leader) copied(ctx context.Context, id dfs.ChunkID, target dfs.ServerID) error {
+	if !m.repairs.copying(id, target) {
+		return dfserr.Errorf(dfserr.ErrStaleVersion, "copy of chunk %s on server %s was not ordered by this master, or has timed out", id, target)
+	}
+	err := m.admitReplica(ctx, id, target)
 	m.repairs.endCopy(id, target, err != nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	m.background(func(ctx context.Context) {
 		// With a member that is away it would only cost that member its place; the next use activates it.
@@ -135,7 +168,7 @@ func (s clusterService) ReplicaCopied(ctx context.Context, req *dfsv1.ReplicaCop
 		}
 		m.repairs.changed(id, nil)
 	})
-	return &dfsv1.ReplicaCopiedReply{}, nil
+	return nil
 }
 
 func (r *repairs) endCopy(id dfs.ChunkID, target dfs.ServerID, failed bool) {

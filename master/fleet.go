@@ -91,8 +91,17 @@ func (f *fleet) register(h cluster.Hello, b cluster.Beat) (*seat, error) {
 	s := &seat{stream: id, incarnation: h.Incarnation, kick: make(chan struct{}, 1), end: make(chan struct{})}
 	f.seats[h.Server] = s
 	f.announceLocked()
+	if len(f.seats) <= kickAllBelow {
+		for id := range f.seats {
+			f.kickLocked(id)
+		}
+	}
 	return s, nil
 }
+
+// kickAllBelow is up to how many servers all are told at once of a new one; in larger clusters they hear of it with their next
+// heartbeats.
+const kickAllBelow = 256
 
 // conflict reports whether register would refuse the server now, so that nothing is recorded of it.
 func (f *fleet) conflict(h cluster.Hello) error {
