@@ -8,6 +8,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -55,13 +57,32 @@ func main() {
 	dir := flag.String("dir", "", "directory on the disk to measure (default: a temporary one under the current directory)")
 	mib := flag.Int("mib", 1024, "size of the streamed file, in MiB")
 	files := flag.Int("files", 1_000_000, "files of the memory row")
-	window := flag.Duration("window", 3*time.Second, "how long a rate is measured")
+	window := flag.Duration("window", 2*time.Second, "how long a rate is measured")
+	profile := flag.String("cpuprofile", "", "file for a CPU profile of this process, the client")
 	flag.Parse()
 	e := &env{bin: *dfsBin, dir: *dir, streamBytes: int64(*mib) << 20, files: *files, window: *window}
-	if err := run(e, *jsonOut, *match, *rounds); err != nil {
+	err := profiled(*profile, func() error { return run(e, *jsonOut, *match, *rounds) })
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+// profiled runs f and writes a CPU profile of it; an empty path means none.
+func profiled(path string, f func() error) error {
+	if path == "" {
+		return f()
+	}
+	out, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	if err := pprof.StartCPUProfile(out); err != nil {
+		return errors.Join(err, out.Close())
+	}
+	err = f()
+	pprof.StopCPUProfile()
+	return errors.Join(err, out.Close())
 }
 
 func run(e *env, jsonOut, match string, rounds int) (err error) {

@@ -134,21 +134,12 @@ func masterMemory(ctx context.Context, e *env) (float64, error) {
 		if err != nil {
 			return err
 		}
-		// Busy the whole time: the session lives on its requests' keepalive stream.
-		alive, err := m.KeepAlive(ctx)
+		stop, err := keepAlive(ctx, m, open.GetSession(), time.Duration(open.GetTtlMs())*time.Millisecond/3)
 		if err != nil {
 			return err
 		}
-		defer alive.CloseSend()
+		defer stop()
 		for i := range e.files / callers {
-			if i%1000 == 0 {
-				if err := alive.Send(&dfsv1.KeepAliveRequest{Session: open.GetSession()}); err != nil {
-					return err
-				}
-				if _, err := alive.Recv(); err != nil {
-					return err
-				}
-			}
 			req := &dfsv1.CreateRequest{
 				Header: &dfsv1.MutationHeader{Session: open.GetSession(), Seq: uint64(i + 1), Caller: &dfsv1.Caller{}},
 				Parent: &dfsv1.Ref{Path: fmt.Appendf(nil, "/bench-million/%d/%d", caller, i/perDir)}, Name: fmt.Appendf(nil, "file-%07d", i),
@@ -164,4 +155,34 @@ func masterMemory(ctx context.Context, e *env) (float64, error) {
 		return 0, err
 	}
 	return residentMiB(e.cluster.Nodes("master")[0].PID)
+}
+
+// keepAlive renews a session until stop is called.
+func keepAlive(ctx context.Context, m dfsv1.MasterClient, session uint64, every time.Duration) (stop func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	stream, err := m.KeepAlive(ctx)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			if stream.Send(&dfsv1.KeepAliveRequest{Session: session}) != nil {
+				return
+			}
+			if _, err := stream.Recv(); err != nil {
+				return
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return func() { cancel(); <-done }, nil
 }

@@ -26,7 +26,7 @@ type Config struct {
 	Network rpc.Network
 	// Rack names the failure domain; empty: the default rack.
 	Rack string
-	// Reserve is the room kept free on each disk; 0: the store's default.
+	// Reserve is the room kept free on each disk; 0: a twentieth of it, at most 1 GiB; negative: none.
 	Reserve int64
 	// MaxOpen bounds how many replicas' files are open at once; 0: the store's default.
 	MaxOpen int
@@ -96,8 +96,6 @@ func (c Config) Validate() error {
 		return bad("no listen address given")
 	case len(c.Masters) == 0:
 		return bad("no masters given")
-	case c.Reserve < 0:
-		return bad("reserve is %d bytes", c.Reserve)
 	case c.StreamWindow != 0 && c.StreamWindow < dfs.FrameSize:
 		return bad("stream window is %d bytes, a frame needs %d", c.StreamWindow, dfs.FrameSize)
 	case c.ChunkQueue != 0 && c.ChunkQueue < dfs.FrameSize:

@@ -49,8 +49,10 @@ func (c *chunk) describe() (*dfsv1.ReplicaState, error) {
 	defer c.mu.Unlock()
 	out := &dfsv1.ReplicaState{
 		Chunk: uint64(c.id), Server: uint64(c.srv.ID()), Version: uint64(state.Version), Seq: uint64(state.LastSeq),
-		CommittedSeq: uint64(state.Committed), Length: state.CommittedLength, DiskBytes: state.DiskBytes, State: "valid",
+		CommittedSeq: uint64(state.Committed), Length: state.Length, DiskBytes: state.DiskBytes, State: "valid",
 	}
+	// What is committed only the primary knows: the others are told with the next mutation. Their length is that
+	// of what they hold.
 	if c.role == rolePrimary && c.ready {
 		out.CommittedSeq, out.Length = uint64(c.committed), c.commitLen
 	}

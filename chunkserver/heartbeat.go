@@ -173,7 +173,7 @@ func (h *heartbeat) compose(number uint64) (*dfsv1.HeartbeatRequest, beat) {
 		for _, d := range st.Usage() {
 			low = low || (d.Failed == nil && d.Free < lowSpace)
 			req.Disks = append(req.Disks, &dfsv1.DiskUsage{
-				Dir: d.Name, CapacityBytes: d.Capacity, FreeBytes: d.Free, Failed: d.Failed != nil, UsedBytes: max(0, d.Capacity-d.Free-s.cfg.Reserve),
+				Dir: d.Name, CapacityBytes: d.Capacity, FreeBytes: d.Free, Failed: d.Failed != nil, UsedBytes: d.Used,
 			})
 			req.Chunks += int64(d.Replicas)
 		}

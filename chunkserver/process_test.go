@@ -27,7 +27,6 @@ func TestValidate(t *testing.T) {
 		"no listen":    func(c *Config) { c.Listen = "" },
 		"no masters":   func(c *Config) { c.Masters = nil },
 		"empty master": func(c *Config) { c.Masters = []string{""} },
-		"reserve":      func(c *Config) { c.Reserve = -1 },
 		"window":       func(c *Config) { c.StreamWindow = 10 },
 		"queue":        func(c *Config) { c.ChunkQueue = 10 },
 		"limit":        func(c *Config) { c.MaxChunks = -1 },

@@ -154,12 +154,22 @@ func copyInline(p []byte, off int64, data []byte, length int64) int {
 // readParts fills the parts from their chunks, several at a time; what no chunk has is zeroed. With fresh the master is asked
 // where the chunks are, whatever is known.
 func (f *file) readParts(ctx context.Context, parts []part, fresh bool) error {
+	if len(parts) == 1 && !fresh {
+		if l, ok := f.c.cache.Get(f.inode, parts[0].index); ok {
+			f.readPart(ctx, &parts[0], l, true)
+			return parts[0].failed
+		}
+	}
 	locations, err := f.locate(ctx, parts, fresh)
 	if err != nil {
 		return err
 	}
+	read := func(q *part) {
+		l, ok := locations[q.index]
+		f.readPart(ctx, q, l, ok)
+	}
 	if len(parts) == 1 {
-		f.readPart(ctx, &parts[0], locations)
+		read(&parts[0])
 		return parts[0].failed
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -169,7 +179,7 @@ func (f *file) readParts(ctx context.Context, parts []part, fresh bool) error {
 	for range min(readsAtOnce, len(parts)) {
 		wg.Go(func() {
 			for q := range next {
-				if f.readPart(ctx, q, locations); q.failed != nil {
+				if read(q); q.failed != nil {
 					cancel()
 				}
 			}
@@ -223,11 +233,10 @@ func (f *file) locate(ctx context.Context, parts []part, fresh bool) (map[int64]
 	return found, nil
 }
 
-// readPart reads one part. The range is widened to whole blocks, so that the checksums verified are those that
+// readPart reads one part from its chunk, if that exists. The range is widened to whole blocks, so that the checksums verified are those that
 // the writer made.
-func (f *file) readPart(ctx context.Context, q *part, locations map[int64]chunkio.Location) {
-	l, ok := locations[q.index]
-	if !ok {
+func (f *file) readPart(ctx context.Context, q *part, l chunkio.Location, exists bool) {
+	if !exists {
 		clear(q.dst)
 		return
 	}

@@ -11,7 +11,7 @@ import (
 
 // Records are framed in the file's bytes: a 16-byte header {magic, length, CRC-32C of the data, CRC-32C of the first 12
 // bytes}, all little-endian, then the data. A record lies within one chunk. Where the next one did not fit, zeros fill the
-// chunk, so a header of zeros means: go on at the next chunk.
+// chunk, so a header of zeros means: go on at the next chunk. docs/format/records.md has the details.
 const (
 	recordHeader = 16
 	recordMagic  = 0x72666473 // "sdfr"

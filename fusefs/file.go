@@ -47,9 +47,11 @@ func (s *Server) open(ctx context.Context, r *fuse.OpenRequest) error {
 }
 
 // openFlags says how the kernel may cache: an O_DIRECT handle goes around the page cache; any other starts with
-// the pages of earlier opens dropped, since another client may have changed the file.
+// the pages of earlier opens dropped, since another client may have changed the file. A handle that only appends goes around it,
+// too: the kernel cuts a write through its cache at a page boundary, and between the parts another mount's append
+// could come. (One that may also read keeps the cache, for it may be mapped.)
 func openFlags(flags uint32) fuse.OpenResponseFlags {
-	if flags&syscall.O_DIRECT != 0 {
+	if flags&syscall.O_DIRECT != 0 || flags&(syscall.O_APPEND|syscall.O_ACCMODE) == syscall.O_APPEND|syscall.O_WRONLY {
 		return fuse.OpenDirectIO
 	}
 	return 0

@@ -16,6 +16,7 @@ func (s *Server) lookup(ctx context.Context, r *fuse.LookupRequest) error {
 	if err != nil {
 		return err
 	}
+	s.walked.put(r.Pid, &a)
 	s.sendEntry(&r.Header, &a)
 	return nil
 }
@@ -52,9 +53,12 @@ func (s *Server) getattr(ctx context.Context, r *fuse.GetattrRequest) error {
 		s.send(&r.Header, out)
 		return nil
 	}
-	a, err := s.backend.GetAttr(ctx, s.inodeOf(r.Node))
-	if err != nil {
-		return err
+	a, ok := s.walked.take(r.Pid, s.inodeOf(r.Node))
+	if !ok {
+		var err error
+		if a, err = s.backend.GetAttr(ctx, s.inodeOf(r.Node)); err != nil {
+			return err
+		}
 	}
 	s.sendAttr(&r.Header, &a)
 	return nil

@@ -49,6 +49,7 @@ type Server struct {
 	show      Show
 	slots     chan struct{}
 	pages     *pages
+	walked    *walked
 	wg        sync.WaitGroup
 
 	mu         sync.Mutex
@@ -75,7 +76,7 @@ type fileHandle struct {
 func newServer(conn *fuse.Conn, fd int, backend Backend, opts Options) *Server {
 	return &Server{
 		backend: backend, conn: conn, fd: fd, log: opts.Logger, attrValid: opts.AttrTimeout, root: opts.Root, show: opts.Show,
-		slots: make(chan struct{}, maxInFlight), pages: newPages(),
+		slots: make(chan struct{}, maxInFlight), pages: newPages(), walked: newWalked(),
 		files: map[fuse.HandleID]*fileHandle{}, dirs: map[fuse.HandleID]*dirHandle{},
 		running: map[fuse.RequestID]running{},
 	}
@@ -138,6 +139,7 @@ func (s *Server) dispatch(ctx context.Context, r fuse.Request) {
 		r.Respond()
 		return
 	}
+	s.walked.seen(r)
 	opCtx, done := s.requestContext(ctx, r)
 	s.wg.Go(func() {
 		defer done()

@@ -151,5 +151,9 @@ func (c Config) withDefaults() Config {
 
 // clusterConfig is what package cluster needs of it.
 func (c *Config) clusterConfig() cluster.Config {
-	return cluster.Config{ServingLease: c.ServingLease, DeadAfter: c.DeadAfter, Fence: c.Fence, SafeModeTimeout: c.SafeModeTimeout}
+	return cluster.Config{
+		ServingLease: c.ServingLease, DeadAfter: c.DeadAfter, Fence: c.Fence, SafeModeTimeout: c.SafeModeTimeout,
+		// The leader before this one was a process that held the lock on the same directory, which is free now; zero means a default.
+		LeaderOverlap: time.Nanosecond,
+	}
 }

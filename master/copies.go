@@ -166,7 +166,7 @@ func (m *leader) copied(ctx context.Context, id dfs.ChunkID, target dfs.ServerID
 				m.log.Debug("new configuration is not active yet", "chunk", id.String(), "error", err)
 			}
 		}
-		m.repairs.changed(id, nil)
+		m.repairs.changed(id)
 	})
 	return nil
 }
@@ -213,6 +213,8 @@ func (m *leader) admitReplica(ctx context.Context, id dfs.ChunkID, target dfs.Se
 	if room := int(r.Replication) - len(replicas); room > 0 {
 		replicas = append(replicas, away[:min(len(away), room)]...)
 	}
-	_, err = m.reconfigure(ctx, id, r, replicas, "replica copied")
+	if _, err = m.reconfigure(ctx, id, r, replicas, "replica copied"); err == nil {
+		m.repairs.replaced(id, target)
+	}
 	return err
 }

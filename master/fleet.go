@@ -51,7 +51,8 @@ type seat struct {
 
 func newFleet(cc cluster.Config, leaseFor time.Duration, now time.Time) *fleet {
 	return &fleet{
-		state:   cluster.New(cc, now),
+		// What is seen from this very instant on is seen after the overlap with the leader before, of which there is none (clusterConfig).
+		state:   cluster.New(cc, now.Add(-cc.LeaderOverlap)),
 		leases:  lease.New(lease.Config{Duration: leaseFor}),
 		placer:  placement.NewPlacer(nil, placement.Options{}),
 		recent:  map[dfs.ServerID]int64{},

@@ -608,6 +608,9 @@ func (s *fakeServer) CopyReplica(_ context.Context, r *dfsv1.CopyReplicaRequest)
 			fail = "the source has no replica"
 		}
 		if fail == "" {
+			s.mu.Lock()
+			s.corrupt = slices.DeleteFunc(s.corrupt, func(id uint64) bool { return id == r.GetConfig().GetChunk() })
+			s.mu.Unlock()
 			s.put(r.GetConfig().GetChunk(), r.GetConfig().GetVersion(), src.length)
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

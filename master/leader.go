@@ -224,7 +224,7 @@ func (l *leader) recordServer(ctx context.Context, h cluster.Hello) error {
 
 // sessionLoop ends sessions whose time is up.
 func (l *leader) sessionLoop(ctx context.Context) {
-	tick := time.NewTicker(max(time.Millisecond, l.cfg.SessionTTL/16))
+	tick := time.NewTicker(l.sessions.lookEvery())
 	defer tick.Stop()
 	stray := time.NewTicker(l.cfg.SessionTTL)
 	defer stray.Stop()

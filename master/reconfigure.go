@@ -86,7 +86,7 @@ func (m *leader) reconfigure(ctx context.Context, id dfs.ChunkID, r chunks.Recor
 	}
 	m.log.Info("chunk reconfigured", "chunk", id.String(), "from", r.Version, "to", now.Version,
 		"replicas", len(now.Replicas), "dropped", len(dropped), "reason", why)
-	m.repairs.changed(id, dropped)
+	m.repairs.changed(id)
 	return now, nil
 }
 

@@ -89,12 +89,9 @@ func (r *repairs) wake() {
 	poke(r.trigger)
 }
 
-// changed notes that a chunk got a new configuration without the given servers.
-func (r *repairs) changed(id dfs.ChunkID, dropped []dfs.ServerID) {
+// changed notes that a chunk got a new configuration.
+func (r *repairs) changed(id dfs.ChunkID) {
 	r.mu.Lock()
-	for _, s := range dropped {
-		r.forgetBadLocked(id, s)
-	}
 	r.changes++
 	r.mu.Unlock()
 	r.observe(id)
@@ -165,6 +162,13 @@ func (r *repairs) serverLost(server dfs.ServerID) {
 			r.endCopyLocked(id, c.target, true)
 		}
 	}
+	// What its next process holds, its report tells.
+	for id := range r.bad {
+		r.forgetBadLocked(id, server)
+	}
+	for id := range r.strays {
+		r.forgetStrayLocked(id, server)
+	}
 	r.mu.Unlock()
 	r.wake()
 }
@@ -214,8 +218,15 @@ func (r *repairs) chunkLocked(id dfs.ChunkID, rec *chunks.Record, states map[dfs
 		c.Members[i] = repair.Replica{Server: s, Health: r.healthLocked(id, s, states)}
 		r.forgetStrayLocked(id, s)
 	}
+	good := 0
+	for _, m := range c.Members {
+		if m.Health == repair.Good {
+			good++
+		}
+	}
 	for _, s := range r.strays[id] {
-		if states[s.Server].State == cluster.Live {
+		// A bad one is to be deleted in the end, but it is no reason to have the next copy made on its disk.
+		if _, bad := r.bad[id][s.Server]; states[s.Server].State == cluster.Live && (!bad || good >= c.Want) {
 			c.Strays = append(c.Strays, s)
 		}
 	}
@@ -234,11 +245,12 @@ func (r *repairs) noteStray(id dfs.ChunkID, stray repair.Stray) {
 	r.observe(id)
 }
 
-// forgetStray notes that a replica is gone, or a member again.
-func (r *repairs) forgetStray(id dfs.ChunkID, server dfs.ServerID) {
+// replaced forgets what was known of a replica that is gone, or that a fresh copy has taken the place of.
+func (r *repairs) replaced(id dfs.ChunkID, server dfs.ServerID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.forgetStrayLocked(id, server)
+	r.forgetBadLocked(id, server)
 }
 
 func (r *repairs) forgetStrayLocked(id dfs.ChunkID, server dfs.ServerID) {

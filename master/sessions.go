@@ -27,6 +27,7 @@ type sessionTable struct {
 	creates  map[uint64]struct{}                   // guarded by mu; tickets of creates that will open what they make
 	ticket   uint64                                // guarded by mu; last ticket given out
 	orphans  map[dfs.InodeID]uint64                // guarded by mu; first seen when this ticket was the last given out
+	lookedAt time.Time                             // guarded by mu; of the last call of expired
 	left     func(writersGone, gone []dfs.InodeID) // called without mu: inodes whose last writer or last handle has gone
 }
 
@@ -255,11 +256,23 @@ func (t *sessionTable) end(id dfs.SessionID) {
 	}
 }
 
-// expired marks the sessions whose time is up as ending and returns them; the caller proposes their ends and
-// then calls end, or revive when that failed.
+// lookEvery is how often expired is to be called.
+func (t *sessionTable) lookEvery() time.Duration { return max(time.Millisecond, t.ttl/16) }
+
+// expired marks the sessions whose time is up as ending and returns them; the caller, who calls it every lookEvery, proposes their ends
+// and then calls end, or revive when that failed.
+//
+// Time in which this process did not run does not count: while it was held up, by a busy disk or a suspended machine, nobody could renew.
+// So a call that comes late moves every deadline by as much as it is late.
 func (t *sessionTable) expired(now time.Time) []dfs.SessionID {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if late := now.Sub(t.lookedAt) - t.lookEvery(); !t.lookedAt.IsZero() && late > t.lookEvery() {
+		for _, s := range t.sessions {
+			s.deadline = s.deadline.Add(late)
+		}
+	}
+	t.lookedAt = now
 	var ids []dfs.SessionID
 	for id, s := range t.sessions {
 		if !s.ending && now.After(s.deadline) {

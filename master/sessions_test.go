@@ -303,3 +303,27 @@ func TestSessionTableAnnounce(t *testing.T) {
 		}
 	})
 }
+
+// TestHeldUpMasterEndsNoSession: time in which the master did not run is not time in which its clients were silent.
+func TestHeldUpMasterEndsNoSession(t *testing.T) {
+	st := newSessionTable(30*time.Second, func(_, _ []dfs.InodeID) {})
+	now := time.Now()
+	st.add(7)
+	for range 10 {
+		now = now.Add(st.lookEvery())
+		if ended := st.expired(now); len(ended) != 0 {
+			t.Fatalf("ended %v within the TTL", ended)
+		}
+	}
+	now = now.Add(5 * time.Minute)
+	if ended := st.expired(now); len(ended) != 0 {
+		t.Fatalf("ended %v after the master was held up", ended)
+	}
+	for deadline := now.Add(30 * time.Second); now.Before(deadline); {
+		now = now.Add(st.lookEvery())
+		if len(st.expired(now)) == 1 {
+			return
+		}
+	}
+	t.Fatal("the session did not end although it was silent for its whole TTL while the master ran")
+}

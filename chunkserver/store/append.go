@@ -158,6 +158,7 @@ func (st *openLog) appendLocked(rec *record, payload [][]byte) error {
 	st.mu.Lock()
 	st.x.apply(rec)
 	st.mu.Unlock()
+	st.r.setBytes(st.x.end)
 	return nil
 }
 

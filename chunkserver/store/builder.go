@@ -125,6 +125,7 @@ func (st *openLog) replaceLocked(b *builder) error {
 	if err := old.release(); err != nil {
 		st.r.s.logger.Warn("closing a replaced log", "chunk", st.r.id, "error", err)
 	}
+	st.r.setBytes(end)
 	// Only now, when the name is durable too, may the log say that it is.
 	return st.markSyncedLocked(end, seq)
 }

@@ -25,6 +25,9 @@ type disk struct {
 	// failure condemns the disk: once set it stays. Writes are refused, reads still tried.
 	failure atomic.Pointer[error]
 
+	// used is the bytes of the replicas' logs, kept up as they change (Replica.setBytes).
+	used atomic.Int64
+
 	mu     sync.Mutex
 	credit int64 // bytes that may be written before asking the file system again; guarded by mu
 }

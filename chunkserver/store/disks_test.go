@@ -221,3 +221,71 @@ func TestFullDisk(t *testing.T) {
 	_, err = s.Create(2, 1)
 	must(t, err)
 }
+
+// TestUsedBytes follows the running total of the replicas' bytes through everything that changes a log, and compares it
+// with the lengths of the files.
+func TestUsedBytes(t *testing.T) {
+	disk := formatted(t, vfs.NewMem())
+	s := openStore(t, disk, testOptions())
+	check := func(what string) int64 {
+		t.Helper()
+		var want int64
+		for _, id := range s.Chunks() {
+			info, err := disk.Stat(chunkFile(id))
+			must(t, err)
+			want += info.Size()
+		}
+		used := s.Usage()[0].Used
+		if used != want || want == 0 && len(s.Chunks()) > 0 {
+			t.Errorf("after %s: Used is %d, the files have %d bytes", what, used, want)
+		}
+		return used
+	}
+	check("nothing")
+	r, err := s.Create(testChunk, 1)
+	must(t, err)
+	check("create")
+	for i := range 20 {
+		next(t, r, write(int64(i%3)*1000, fill(byte(i), 100_000)))
+	}
+	full := check("writes")
+	must(t, r.Sync())
+	check("sync")
+	must(t, r.SetCommitted(20))
+	must(t, r.Compact(context.Background()))
+	if used := check("compaction"); used > full/2 {
+		t.Errorf("%d bytes before the compaction, %d after it", full, used)
+	}
+	must(t, s.Close())
+	s = openStore(t, disk, testOptions())
+	check("reopening")
+	next(t, replica(t, s, testChunk), write(0, fill(1, 5000)))
+	check("a write over the footer")
+	other := openStore(t, formatted(t, vfs.NewMem()), testOptions())
+	if _, err = copyLog(t, replica(t, s, testChunk), other, 0, true); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := s.Usage()[0].Used, other.Usage()[0].Used; b == 0 || b > 2*a {
+		t.Errorf("the copy of %d bytes uses %d", a, b)
+	}
+	s.Kill()
+	s = openStore(t, disk, testOptions())
+	check("a kill")
+	must(t, s.Delete(testChunk, 9))
+	if used := check("delete"); used != 0 {
+		t.Errorf("Used is %d without replicas", used)
+	}
+}
+
+func TestDefaultReserve(t *testing.T) {
+	disk := vfs.NewMem()
+	disk.SetCapacity(1 * dfs.MiB)
+	opts := testOptions()
+	opts.Reserve = 0
+	if u := openStore(t, formatted(t, disk), opts).Usage()[0]; u.Free < 900*dfs.KiB || u.Free > u.Capacity-DefaultReserve(u.Capacity) {
+		t.Errorf("%d of %d bytes are free beyond the default reserve", u.Free, u.Capacity)
+	}
+	if got := DefaultReserve(1 << 50); got != dfs.GiB {
+		t.Errorf("reserve of a large disk is %d", got)
+	}
+}

@@ -53,7 +53,7 @@ func testNonces() func() uint64 {
 }
 
 func testOptions() Options {
-	return Options{NoCompaction: true, Nonce: testNonces(), Logger: testLogger()}
+	return Options{NoCompaction: true, Reserve: -1, Nonce: testNonces(), Logger: testLogger()}
 }
 
 // formatted formats fsys as a disk.

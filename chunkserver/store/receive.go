@@ -291,6 +291,7 @@ func (rc *Receiver) commitNew() error {
 		return err
 	}
 	st := newOpenLog(r, rc.b.log, rc.b.x)
+	r.setBytes(st.x.end)
 	rc.b = nil
 	st.appendMu.Lock()
 	defer st.appendMu.Unlock()

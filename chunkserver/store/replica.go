@@ -5,6 +5,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"dfs/internal/dfs"
 	"dfs/internal/dfserr"
@@ -20,6 +21,8 @@ type Replica struct {
 	id   dfs.ChunkID
 	disk *disk
 
+	bytes atomic.Int64 // of the log file, as counted in disk.used
+
 	openMu sync.Mutex // serialises opening and closing the log
 	st     *openLog   // nil while closed; guarded by openMu
 
@@ -32,6 +35,9 @@ type Replica struct {
 
 // ID returns the chunk's id.
 func (r *Replica) ID() dfs.ChunkID { return r.id }
+
+// setBytes notes how long the replica's log file is, 0 when it is gone.
+func (r *Replica) setBytes(n int64) { r.disk.used.Add(n - r.bytes.Swap(n)) }
 
 // openLog is a replica whose log is open.
 //
@@ -222,6 +228,7 @@ func (r *Replica) openLocked() (*openLog, error) {
 		if err != nil {
 			return nil, errors.Join(d.condemn("cut the torn tail of "+name, err), rec.log.release())
 		}
+		r.setBytes(rec.tornAt)
 	}
 	return st, nil
 }
@@ -234,6 +241,7 @@ func (r *Replica) removeUnborn(cause error) error {
 		}
 	}
 	r.s.forget(r)
+	r.setBytes(0)
 	return dfserr.Errorf(dfserr.ErrNotExist, "replica of chunk %v: %v", r.id, cause)
 }
 
@@ -301,13 +309,15 @@ func (st *openLog) writeFooterLocked() error {
 	if free, err := d.freeBeyond(d.reserve); err != nil || free < t.footerLen {
 		return err // the next opening will walk over the log
 	}
-	if _, err := st.log.f.WriteVAt([][]byte{payload, t.encode(nil, st.log.seed)}, x.end); err != nil {
+	last := t.encode(nil, st.log.seed)
+	if _, err := st.log.f.WriteVAt([][]byte{payload, last}, x.end); err != nil {
 		err = d.writeFailed("write index footer of "+chunkFile(st.r.id), err, st.log.f.Truncate(x.end))
 		if errors.Is(err, dfserr.ErrNoSpace) {
 			return nil
 		}
 		return err
 	}
+	st.r.setBytes(x.end + int64(len(payload)+len(last)))
 	return nil
 }
 

@@ -106,6 +106,14 @@ func (s *Store) openDisk(ctx context.Context, cfg Disk) error {
 		return err
 	}
 	d := &disk{Disk: cfg, id: id.Disk, reserve: s.opts.Reserve, logger: s.logger, unlock: unlock}
+	if d.reserve == 0 {
+		capacity, _, err := cfg.FS.Usage()
+		if err != nil {
+			return errors.Join(dfserr.Errorf(dfserr.ErrDiskFailed, "disk %s: capacity: %v", cfg.Name, err), unlock.Close())
+		}
+		d.reserve = DefaultReserve(capacity)
+	}
+	d.reserve = max(0, d.reserve)
 	if err := s.admit(ctx, d, id); err != nil {
 		return errors.Join(err, unlock.Close())
 	}
@@ -170,7 +178,11 @@ func (s *Store) addFile(d *disk, dir string, e fs.DirEntry) {
 		s.logger.Error("chunk has two replicas on this server; the second is left alone", "chunk", id, "disk", other.disk.Name, "second", d.Name)
 		return
 	}
-	s.replicas[id] = &Replica{s: s, id: id, disk: d}
+	r := &Replica{s: s, id: id, disk: d}
+	if info, err := e.Info(); err == nil { // else the first use says what is wrong
+		r.setBytes(info.Size())
+	}
+	s.replicas[id] = r
 }
 
 // Cluster returns the cluster that the disks belong to.
@@ -202,7 +214,7 @@ func (s *Store) Usage() []DiskUsage {
 	s.mu.Unlock()
 	var usage []DiskUsage
 	for _, d := range s.disks {
-		u := DiskUsage{Name: d.Name, ID: d.id, Replicas: count[d], Failed: d.failed()}
+		u := DiskUsage{Name: d.Name, ID: d.id, Replicas: count[d], Used: d.used.Load(), Failed: d.failed()}
 		capacity, free, err := d.FS.Usage()
 		u.Capacity = capacity
 		switch {
@@ -295,6 +307,7 @@ func (s *Store) Create(id dfs.ChunkID, created dfs.Version) (*Replica, error) {
 		return nil, err
 	}
 	r.st = newOpenLog(r, log, newIndex(&log.head))
+	r.setBytes(fileHeaderSize)
 	r.st.dirDirty = true
 	listed := s.opened(r)
 	r.unpin()
@@ -369,6 +382,7 @@ func (s *Store) Delete(id dfs.ChunkID, maxVersion dfs.Version) error {
 	}
 	s.forget(r)
 	st.shutdownLocked(dfserr.Errorf(dfserr.ErrNotExist, "replica of chunk %v was deleted", id))
+	r.setBytes(0)
 	if err := d.FS.SyncDir(chunkDir(id)); err != nil {
 		return d.condemn("sync directory "+chunkDir(id), err)
 	}

@@ -20,7 +20,8 @@ type Options struct {
 	Cluster dfs.ClusterID
 	Server  dfs.ServerID
 	// Reserve is how many bytes of each disk stay free: what would use them is refused with ErrNoSpace, but
-	// reads, deletes, truncations and configuration changes go on. Zero reserves nothing.
+	// reads, deletes, truncations and configuration changes go on. Zero means DefaultReserve of each disk's
+	// capacity, negative reserves nothing.
 	Reserve int64
 	// MaxOpen bounds the replicas whose file and index are kept open while nobody uses them. Zero means
 	// DefaultMaxOpen.
@@ -43,6 +44,10 @@ const (
 	DefaultMaxOpen    = 1024
 	DefaultCompactMin = 1 * dfs.MiB
 )
+
+// DefaultReserve returns how much of a disk of so many bytes stays free unless told otherwise: a twentieth, but
+// not more than 1 GiB.
+func DefaultReserve(capacity int64) int64 { return min(capacity/20, 1*dfs.GiB) }
 
 // Kind says what a mutation does to the chunk.
 type Kind uint8
@@ -134,6 +139,7 @@ type DiskUsage struct {
 	ID       uint64 // from the identity file; random
 	Capacity int64  // bytes
 	Free     int64  // bytes beyond the reserve, never negative; 0 for a condemned disk
+	Used     int64  // bytes of the replicas' logs, as long as the files are
 	Replicas int
 	Failed   error // why the disk is condemned, nil while it is not
 }

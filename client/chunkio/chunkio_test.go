@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/goleak"
 	"google.golang.org/grpc/mem"
 
 	"dfs/client/chunkio"
@@ -21,6 +22,8 @@ import (
 	"dfs/internal/rpc"
 	dfsv1 "dfs/proto/dfs/v1"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // bench is one IO on a fake cluster with one chunk.
 type bench struct {

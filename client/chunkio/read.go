@@ -3,6 +3,7 @@ package chunkio
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/mem"
@@ -121,16 +122,8 @@ func (x *IO) readHedged(ctx context.Context, l *Location, replicas []Replica, of
 		return piece, 1, err
 	}
 	h := &hedge{done: make(chan struct{})}
-	hctx, cancelHedge := context.WithTimeout(ctx, x.cfg.AckTimeout)
-	defer cancelHedge()
 	timer := time.AfterFunc(after, func() {
-		run := func() {
-			defer close(h.done)
-			if h.piece, h.err = x.readReplica(hctx, l, replicas[1], off, n); h.err == nil {
-				cancel() // the first need not go on
-			}
-		}
-		if !x.takeHedge() || !x.start(run) {
+		if !x.takeHedge() || !x.start(func() { h.run(ctx, cancel, x, l, replicas[1], off, n) }) {
 			h.err = errNotHedged
 			close(h.done)
 		}
@@ -140,11 +133,7 @@ func (x *IO) readHedged(ctx context.Context, l *Location, replicas []Replica, of
 		return piece, 1, err
 	}
 	if err == nil {
-		cancelHedge()
-		<-h.done
-		if h.piece != nil {
-			h.piece.Free()
-		}
+		h.stop()
 		return piece, 1, nil
 	}
 	<-h.done
@@ -158,11 +147,47 @@ func (x *IO) readHedged(ctx context.Context, l *Location, replicas []Replica, of
 	}
 }
 
-// hedge is a second try at the same read; its fields may be read once done is closed.
+// hedge is a second try at the same read; piece and err may be read once done is closed.
 type hedge struct {
 	done  chan struct{}
 	piece *Piece
 	err   error
+
+	mu      sync.Mutex
+	cancel  context.CancelFunc // guarded by mu: nil before run
+	stopped bool               // guarded by mu
+}
+
+// run asks the second replica; when it answers first, the first one is no longer waited for.
+func (h *hedge) run(ctx context.Context, cancelFirst func(), x *IO, l *Location, r Replica, off, n int64) {
+	defer close(h.done)
+	ctx, cancel := context.WithTimeout(ctx, x.cfg.AckTimeout)
+	defer cancel()
+	h.mu.Lock()
+	h.cancel = cancel
+	stopped := h.stopped
+	h.mu.Unlock()
+	if stopped {
+		h.err = errNotHedged
+		return
+	}
+	if h.piece, h.err = x.readReplica(ctx, l, r, off, n); h.err == nil {
+		cancelFirst()
+	}
+}
+
+// stop ends the second try, whose answer is not needed, and waits for that.
+func (h *hedge) stop() {
+	h.mu.Lock()
+	h.stopped = true
+	if h.cancel != nil {
+		h.cancel()
+	}
+	h.mu.Unlock()
+	<-h.done
+	if h.piece != nil {
+		h.piece.Free()
+	}
 }
 
 var errNotHedged = errors.New("not hedged")

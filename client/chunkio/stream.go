@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -26,6 +27,7 @@ type sending struct {
 	data    mem.BufferSlice // one reference, freed once sent
 	version dfs.Version
 	sentAt  time.Time // guarded by stream.mu; zero: not yet
+	size    int       // guarded by stream.mu: bytes of data, once sent
 }
 
 // stream is a Write call to one chunkserver, shared by all Writers. It dies as a whole: every attempt on it then fails, and
@@ -37,31 +39,36 @@ type stream struct {
 	cancel context.CancelCauseFunc
 	wake   chan struct{} // holds a token while queue may have grown
 
+	sendMu sync.Mutex // held while taking from queue and sending: keeps the order; taken before mu
+
 	mu     sync.Mutex
-	queue  []*sending          // guarded by mu: to be sent
-	out    map[uint64]*sending // guarded by mu: sent or being sent, by tag
-	tag    uint64              // guarded by mu: last given out
-	usedAt time.Time           // guarded by mu: of the last mutation or acknowledgement
-	ackAt  time.Time           // guarded by mu: of the last acknowledgement, at first of the opening
-	dead   bool                // guarded by mu: takes nothing any more
+	queue  []*sending              // guarded by mu: to be sent
+	out    map[uint64]*sending     // guarded by mu: sent or being sent, by tag
+	tag    uint64                  // guarded by mu: last given out
+	usedAt time.Time               // guarded by mu: of the last mutation or acknowledgement
+	ackAt  time.Time               // guarded by mu: of the last acknowledgement, at first of the opening
+	dead   bool                    // guarded by mu: takes nothing any more
+	call   dfsv1.Chunk_WriteClient // guarded by mu: nil until the call is open
+	bytes  int                     // guarded by mu: payload in out
 }
 
-// send gives an attempt to the stream to addr. It does not block. False: the IO is closed, and nothing was taken.
-func (x *IO) send(addr string, s *sending) bool {
+// send gives an attempt to the stream to addr. It does not block. Nil: the IO is closed, and nothing was taken.
+// The caller calls pump on the stream once it holds no lock.
+func (x *IO) send(addr string, s *sending) *stream {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.closed {
-		return false
+		return nil
 	}
 	if st := x.streams[addr]; st != nil && st.put(s) {
-		return true
+		return st
 	}
 	st := &stream{x: x, addr: addr, wake: make(chan struct{}, 1), out: map[uint64]*sending{}, usedAt: time.Now(), ackAt: time.Now()}
 	st.ctx, st.cancel = context.WithCancelCause(x.ctx)
 	x.streams[addr] = st
 	st.put(s)
 	x.wg.Go(st.run)
-	return true
+	return st
 }
 
 // put queues an attempt; false when the stream is dead.
@@ -73,19 +80,62 @@ func (st *stream) put(s *sending) bool {
 	}
 	st.queue = append(st.queue, s)
 	st.usedAt = time.Now()
+	return true
+}
+
+// directBytes is how much may be under way for a caller to send by itself: so little that SendMsg, which gives each
+// stream 64 KiB to buffer, does not wait.
+const directBytes = 48 << 10
+
+// pump sees to it that the queue is sent: here and now when that is a little and nobody else is at it, which spares a
+// small write the way through another goroutine; else by the stream's own.
+func (st *stream) pump() {
+	if st.small() && st.sendMu.TryLock() {
+		s, call := st.pop(directBytes)
+		if s != nil {
+			st.transmit(call, s)
+		}
+		st.sendMu.Unlock()
+		if s != nil && st.idle() {
+			return
+		}
+	}
 	select {
 	case st.wake <- struct{}{}:
 	default:
 	}
-	return true
 }
 
-// pop takes the next attempt to send and gives it a tag; nil when there is none.
-func (st *stream) pop() *sending {
+// small reports whether a single attempt is queued and it may be sent directly.
+func (st *stream) small() bool {
 	st.mu.Lock()
 	defer st.mu.Unlock()
-	if len(st.queue) == 0 {
-		return nil
+	return st.call != nil && len(st.queue) == 1 && st.bytes+st.queue[0].data.Len() <= directBytes
+}
+
+// idle reports whether nothing is queued.
+func (st *stream) idle() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return len(st.queue) == 0
+}
+
+// transmit sends one attempt. The caller holds sendMu. Any error ends the stream.
+func (st *stream) transmit(call dfsv1.Chunk_WriteClient, s *sending) {
+	err := call.SendMsg(&rpc.Frame{Header: s.header, Data: s.data})
+	s.data.Free()
+	if err != nil {
+		st.cancel(nil)
+	}
+}
+
+// pop takes the next attempt to send and gives it a tag; nil when there is none, or when with it more than limit bytes
+// were under way. The caller holds sendMu.
+func (st *stream) pop(limit int) (*sending, dfsv1.Chunk_WriteClient) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if len(st.queue) == 0 || st.bytes+st.queue[0].data.Len() > limit {
+		return nil, nil
 	}
 	s := st.queue[0]
 	st.queue[0] = nil
@@ -93,7 +143,19 @@ func (st *stream) pop() *sending {
 	st.tag++
 	s.header.Tag = st.tag
 	s.sentAt = time.Now()
+	s.size = s.data.Len()
 	st.out[st.tag] = s
+	st.bytes += s.size
+	return s, st.call
+}
+
+// takeLocked ends the stream's interest in an attempt.
+func (st *stream) takeLocked(tag uint64) *sending {
+	s := st.out[tag]
+	if s != nil {
+		delete(st.out, tag)
+		st.bytes -= s.size
+	}
 	return s
 }
 
@@ -152,21 +214,23 @@ func (st *stream) serve() error {
 		received <- err
 	})
 	wg.Go(st.watch)
+	st.mu.Lock()
+	st.call = call
+	st.mu.Unlock()
 	for {
-		s := st.pop()
-		if s == nil {
-			select {
-			case <-st.wake:
-				continue
-			case err := <-received:
-				return err
-			}
+		st.sendMu.Lock()
+		s, _ := st.pop(math.MaxInt)
+		if s != nil {
+			st.transmit(call, s)
 		}
-		err := call.SendMsg(&rpc.Frame{Header: s.header, Data: s.data})
-		s.data.Free()
-		if err != nil {
-			st.cancel(nil)
-			return <-received // the stream's own end says more than "EOF"
+		st.sendMu.Unlock()
+		if s != nil && st.ctx.Err() == nil {
+			continue
+		}
+		select {
+		case <-st.wake:
+		case err := <-received: // the stream's own end, which says more than a failed send
+			return err
 		}
 	}
 }
@@ -179,8 +243,7 @@ func (st *stream) receive(call dfsv1.Chunk_WriteClient) error {
 			return err
 		}
 		st.mu.Lock()
-		s := st.out[ack.GetTag()]
-		delete(st.out, ack.GetTag())
+		s := st.takeLocked(ack.GetTag())
 		st.ackAt = time.Now()
 		st.usedAt = st.ackAt
 		st.mu.Unlock()
@@ -212,7 +275,7 @@ func (st *stream) watch() {
 			if now.Sub(s.sentAt) >= limit {
 				overdue = append(overdue, s)
 				if !silent {
-					delete(st.out, tag)
+					st.takeLocked(tag)
 				}
 			}
 		}

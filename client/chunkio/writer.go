@@ -123,15 +123,19 @@ func (w *Writer) Start(ctx context.Context, m Mutation) (*Pending, error) {
 		}
 		w.mu.Lock()
 	}
-	defer w.mu.Unlock()
 	p := &Pending{w: w, m: m, request: w.next, deadline: time.Now().Add(w.x.cfg.OpTimeout), done: make(chan struct{})}
 	w.next++
 	w.queue = append(w.queue, p)
 	w.bytes += int64(m.Data.Len())
 	if w.recovering {
 		w.retry = append(w.retry, p)
-	} else {
-		w.sendLocked(p)
+		w.mu.Unlock()
+		return p, nil
+	}
+	st := w.sendLocked(p)
+	w.mu.Unlock()
+	if st != nil {
+		st.pump()
 	}
 	return p, nil
 }
@@ -211,24 +215,26 @@ func (w *Writer) finishLocked(p *Pending, res Result, err error) {
 	close(p.done)
 }
 
-// sendLocked hands p to the stream of the primary.
-func (w *Writer) sendLocked(p *Pending) {
+// sendLocked hands p to the stream of the primary and returns that, to be pumped without w.mu; nil when p has failed.
+func (w *Writer) sendLocked(p *Pending) *stream {
 	p.version = w.loc.Version
 	p.attempts++
 	r, ok := w.loc.primary()
 	if !ok {
 		w.failLocked(p, p.version, dfserr.Errorf(dfserr.ErrNoReplica, "chunk %s has no primary", w.loc.Chunk), 0)
-		return
+		return nil
 	}
 	h := &dfsv1.WriteHeader{
 		Chunk: uint64(w.loc.Chunk), Version: uint64(p.version), Kind: p.m.Kind, Offset: p.m.Off, Length: p.m.Len,
 		Writer: w.id, Request: p.request, Crcs: p.m.CRCs, AppendCrc: p.m.CRC, MinOffset: p.m.MinOff,
 	}
 	p.m.Data.Ref() // the stream's own, until it has sent them
-	if !w.x.send(r.Addr, &sending{p: p, header: h, data: p.m.Data, version: p.version}) {
+	st := w.x.send(r.Addr, &sending{p: p, header: h, data: p.m.Data, version: p.version})
+	if st == nil {
 		p.m.Data.Free()
 		w.finishLocked(p, Result{}, dfserr.Errorf(dfserr.ErrClosed, "write to chunk %s: client", w.loc.Chunk))
 	}
+	return st
 }
 
 // acked takes an acknowledgement of an attempt.
@@ -312,6 +318,7 @@ func (w *Writer) recover() {
 		if err == nil && next.Version > w.loc.Version {
 			w.loc = next
 		}
+		var st *stream // all go to the same primary
 		for _, q := range batch {
 			switch {
 			case q.finished:
@@ -320,10 +327,15 @@ func (w *Writer) recover() {
 			case q.failure != nil && (w.x.ctx.Err() != nil || q.abandoned || time.Now().After(q.deadline)):
 				w.failLocked(q, q.version, q.failure, 0)
 			default:
-				w.sendLocked(q)
+				if sent := w.sendLocked(q); sent != nil {
+					st = sent // another than before only when that one died
+				}
 			}
 		}
 		w.mu.Unlock()
+		if st != nil {
+			st.pump()
+		}
 	}
 }
 

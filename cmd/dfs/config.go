@@ -65,6 +65,7 @@ func (b *byteSize) UnmarshalText(text []byte) error {
 type logSettings struct {
 	LogLevel  string `toml:"log_level" usage:"error, warn, info, debug or trace"`
 	LogFormat string `toml:"log_format" usage:"text, json, or auto: json when standard error is not a terminal"`
+	Pprof     string `toml:"pprof" usage:"host:port to serve Go profiles on (/debug/pprof/); loopback only; empty: none"`
 }
 
 // masterSettings configure `dfs master`.
@@ -80,6 +81,7 @@ type masterSettings struct {
 	RepairCopiesPerServer int      `toml:"repair_copies_per_server" usage:"replicas copied at a time from or to one chunkserver"`
 	RepairRate            byteSize `toml:"repair_rate" usage:"bytes copied per second in the cluster; 0: no limit"`
 	CacheSize             byteSize `toml:"cache_size" usage:"memory for metadata caches"`
+	MemoryLimit           byteSize `toml:"memory_limit" usage:"heap size above which garbage is collected more often; not a hard limit; 0: none"`
 	logSettings
 }
 
@@ -89,7 +91,7 @@ type chunkserverSettings struct {
 	Listen        string   `toml:"listen" usage:"host:port to serve on; loopback only, there is no TLS yet"`
 	Masters       []string `toml:"masters" usage:"host:port of every master"`
 	Rack          string   `toml:"rack" usage:"failure domain"`
-	Reserve       byteSize `toml:"reserve" usage:"space kept free on each disk"`
+	Reserve       byteSize `toml:"reserve" usage:"space kept free on each disk; 0: a twentieth of it, at most 1GiB"`
 	ScrubInterval duration `toml:"scrub_interval" usage:"time in which every replica is read and verified once"`
 	ScrubRate     byteSize `toml:"scrub_rate" usage:"bytes verified per second"`
 	logSettings
@@ -269,7 +271,7 @@ func defaultMaster() *masterSettings {
 	return &masterSettings{
 		Dir: "dfs-master", Listen: "127.0.0.1:" + defaultMasterPort, MinReplicas: dfs.DefaultMinReplicas, Fence: "process",
 		DeadAfter: duration(time.Minute), GarbageGrace: duration(time.Minute), SafeModeTimeout: duration(30 * time.Second),
-		RepairCopies: 32, RepairCopiesPerServer: 2, CacheSize: 160 * dfs.MiB,
+		RepairCopies: 32, RepairCopiesPerServer: 2, CacheSize: 160 * dfs.MiB, MemoryLimit: 400 * dfs.MiB,
 		logSettings: logSettings{LogLevel: "info", LogFormat: "auto"},
 	}
 }
@@ -277,7 +279,7 @@ func defaultMaster() *masterSettings {
 func defaultChunkserver() *chunkserverSettings {
 	return &chunkserverSettings{
 		Dirs: []string{"dfs-chunks"}, Listen: "127.0.0.1:7410", Masters: []string{"127.0.0.1:" + defaultMasterPort}, Rack: "default-rack",
-		Reserve: dfs.GiB, ScrubInterval: duration(7 * 24 * time.Hour), ScrubRate: 32 * dfs.MiB,
+		ScrubInterval: duration(7 * 24 * time.Hour), ScrubRate: 32 * dfs.MiB,
 		logSettings: logSettings{LogLevel: "info", LogFormat: "auto"},
 	}
 }

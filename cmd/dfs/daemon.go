@@ -107,11 +107,12 @@ func masterCommand(env *environ) *cobra.Command {
 			if settings.Listen, err = choosePort(cmd.Context(), log, settings.Listen, l.origin["listen"] == "default"); err != nil {
 				return err
 			}
+			limitMemory(env, settings.MemoryLimit)
 			m, err := newMaster(env, settings, log)
 			if err != nil {
 				return err
 			}
-			return serve(cmd.Context(), m, log)
+			return serveProfiled(cmd.Context(), m, settings.Pprof, log)
 		},
 	}
 	l.addFlags(c.Flags())
@@ -162,7 +163,7 @@ func chunkserverCommand(env *environ) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return serve(cmd.Context(), s, log)
+			return serveProfiled(cmd.Context(), s, settings.Pprof, log)
 		},
 	}
 	l.addFlags(c.Flags())

@@ -102,7 +102,7 @@ func runRm(ctx context.Context, sh *shell, args []string) error {
 	}
 	return sh.eachOperand(ctx, args, false, missing, func(o operand) error {
 		if o.path == "/" {
-			return failuref(o.shown, "Input/output error: the root directory is never removed")
+			return failuref(o.shown, "Operation not permitted: the root directory is never removed")
 		}
 		if !o.isDir() {
 			if err := sh.fs.Remove(ctx, o.path); err != nil {

@@ -37,12 +37,14 @@ func mayImport() map[string][]string {
 		"client/chunkio":   {"proto/…", "internal/dfs", "internal/dfserr", "internal/rpc"},
 		"client/metacache": {"internal/dfs"},
 		"client":           {"client/…", "proto/…", "internal/…"},
+		// A master and chunkservers in memory, for the client's own tests.
+		"client/internal/fake": {"proto/…", "internal/…"},
 
 		"fusefs":      {"client", "internal/dfs", "internal/dfserr"},
 		"testcluster": {"…"},
 		// Of the processes' parts only those whose types their Config has.
 		"cmd/dfs": {"master", "master/cluster", "master/repair", "chunkserver", "chunkserver/store", "client", "fusefs", "testcluster", "internal/…"},
-		"bench":   {"client", "testcluster", "internal/…"}, // it measures whole clusters
+		"bench":   {"client", "testcluster", "proto/…", "internal/…"}, // it measures whole clusters
 	}
 }
 

@@ -91,6 +91,7 @@ func formatPages() map[string]string {
 		"master/kv":         "docs/format/metadata.md",
 		"master/raftlog":    "docs/format/raft-log.md",
 		"master":            "docs/format/master-directory.md",
+		"client":            "docs/format/records.md",
 	}
 }
 

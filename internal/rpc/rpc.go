@@ -51,8 +51,9 @@ const (
 	// be made to buffer per call and per connection.
 	StreamWindow = 8 * dfs.MiB
 	ConnWindow   = 16 * dfs.MiB
-	// ioBufferSize is the size of a connection's read and write buffers, in bytes.
-	ioBufferSize = 256 * dfs.KiB
+	// ioBufferSize is the size of a connection's read and write buffers, in bytes. Every byte is copied through both, so
+	// they are to stay in the processor's cache: 32 KiB costs system calls, 256 KiB and more measured slower than 64.
+	ioBufferSize = 64 * dfs.KiB
 
 	// DefaultCallTimeout bounds a unary call whose context has no deadline.
 	DefaultCallTimeout = 30 * time.Second

@@ -53,14 +53,14 @@ func (f *File) ChunkSize() int64 { return 1 << f.ChunkSizeLog2 }
 
 // Record is the master's record of a chunk.
 type Record struct {
-	Inode         dfs.InodeID
-	Index         int64 // of the chunk in its file
-	Version       dfs.Version
-	Replicas      []dfs.ServerID // primary first; never empty; not modified in place
+	Inode    dfs.InodeID
+	Index    int64 // of the chunk in its file
+	Version  dfs.Version
+	Replicas []dfs.ServerID // primary first; never empty; not modified in place
 	// Joining are those of Replicas that may lack what was acknowledged before they were added: no configuration that
 	// has them is known to have been in step. At least one replica is not among them. Not modified in place.
-	Joining []dfs.ServerID
-	Replication   uint32         // wanted
+	Joining       []dfs.ServerID
+	Replication   uint32 // wanted
 	ChunkSizeLog2 uint32
 	Birth         dfs.Index // of the command that made the chunk
 	Born          bool      // replicas exist

@@ -1,0 +1,106 @@
+package fusefs_test
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+var programsLong = flag.Bool("programs-long", false, "run the real programs on more data, and a build of this project")
+
+// program is a shell script that works in an empty directory on the mount ($PWD) and has a local one ($LOCAL). It checks
+// its own result. $OTHER is the same directory through a second mount.
+type program struct {
+	name   string
+	needs  []string
+	script string
+	long   bool // only with -programs-long
+}
+
+// tree makes some files of many kinds under $LOCAL/tree.
+const tree = `
+mkdir -p $LOCAL/tree && cd $LOCAL/tree
+for d in a a/b a/b/c 'with space' é; do mkdir -p "$d"; for i in 1 2 3 4 5 6; do head -c $((i*i*i*700)) /dev/urandom > "$d/f$i"; done; done
+ln -s f1 a/link; ln -s /nowhere a/dangling; ln a/f2 a/hard; mkfifo a/pipe
+chmod 4755 a/f3; chmod 1777 'with space'; touch -d '2001-02-03 04:05:06.789' a/b/f1; truncate -s 300000 a/sparse; : > a/empty
+cd "$WORK"
+`
+
+var programs = []program{
+	{name: "cp", needs: []string{"cp", "diff"}, script: tree + `
+cp -a $LOCAL/tree copy && diff -r --no-dereference $LOCAL/tree/é copy/é && diff -r --no-dereference $LOCAL/tree/a/b copy/a/b
+diff -r --no-dereference $LOCAL/tree/a/b $OTHER/copy/a/b
+stat -c '%A %n %s %Y' $LOCAL/tree/a/f* $LOCAL/tree/a/b/f1 | sed "s|$LOCAL/tree|X|" > $LOCAL/1
+stat -c '%A %n %s %Y' copy/a/f* copy/a/b/f1 | sed "s|copy|X|" > $LOCAL/2; cmp $LOCAL/1 $LOCAL/2
+[ "$(stat -c %h copy/a/hard)" = 2 ] && cp -a copy copy2 && diff -r --no-dereference copy/a/b copy2/a/b && rm -r copy2`},
+	{name: "tar", needs: []string{"tar"}, script: tree + `
+tar -C $LOCAL -cf - tree | tar xf - && tar -C $LOCAL -cf $LOCAL/t.tar tree && tar --compare -f $LOCAL/t.tar && tar cf back.tar tree && tar tf back.tar | wc -l`},
+	{name: "rsync", needs: []string{"rsync"}, script: tree + `
+rsync -aH $LOCAL/tree/ dst/ && rsync -aH --itemize-changes $LOCAL/tree/ dst/ > $LOCAL/second && cat $LOCAL/second && [ ! -s $LOCAL/second ]
+rsync -aHc --itemize-changes $LOCAL/tree/ $OTHER/dst/ > $LOCAL/third && [ ! -s $LOCAL/third ]`},
+	{name: "git", needs: []string{"git"}, script: tree + `
+export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b HOME=$LOCAL
+git init -q repo && cd repo && rm -f $LOCAL/tree/a/pipe && cp -r $LOCAL/tree/* . && git add -A && git commit -qm one
+for i in 1 2 3; do echo $i >> a/f1; git commit -qam "c$i"; done
+git gc -q && git fsck --full --strict && [ -z "$(git status --porcelain)" ] && cd .. && git clone -q repo clone && diff -r repo/a/b clone/a/b
+cd clone && git checkout -q HEAD~2 && git log --oneline | wc -l && git fsck --full`},
+	{name: "sqlite", needs: []string{"sqlite3"}, script: `
+for mode in delete wal truncate; do
+sqlite3 $mode.db "PRAGMA journal_mode=$mode; CREATE TABLE t(i INTEGER PRIMARY KEY, s TEXT);" 
+for i in 1 2 3 4 5; do sqlite3 $mode.db "PRAGMA busy_timeout=20000; BEGIN; WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x+1 FROM c WHERE x<300) INSERT INTO t(s) SELECT hex(randomblob(50)) FROM c; COMMIT;" > /dev/null & done; wait
+sqlite3 $mode.db "UPDATE t SET s='x'||s WHERE i%3=0; DELETE FROM t WHERE i%7=0; VACUUM;"
+[ "$(sqlite3 $mode.db 'PRAGMA integrity_check')" = ok ] && [ "$(sqlite3 $mode.db 'SELECT count(*) FROM t')" = 1286 ]
+done`},
+	{name: "find and xargs", needs: []string{"find", "xargs"}, script: `
+for i in $(seq 300); do echo $i > f$i; done
+[ $(find . -type f -print0 | xargs -0 -P4 cat | sort -n | uniq | wc -l) = 300 ]
+find . -name 'f*' -delete && [ -z "$(ls -A)" ]`},
+	{name: "dpkg-deb", needs: []string{"dpkg-deb"}, script: `
+umask 022; mkdir -p pkg/DEBIAN pkg/usr/share/x && head -c 100000 /dev/urandom > pkg/usr/share/x/data && ln -s data pkg/usr/share/x/link
+printf 'Package: x\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b>\nDescription: x\n' > pkg/DEBIAN/control
+dpkg-deb -b pkg x.deb >/dev/null && dpkg-deb -x x.deb out && diff -r pkg/usr out/usr && dpkg-deb -I $OTHER/x.deb >/dev/null`},
+	{name: "save by rename", script: `
+for i in $(seq 50); do echo "version $i" > .doc.tmp && sync .doc.tmp && mv .doc.tmp doc && [ "$(cat doc)" = "version $i" ] && [ "$(cat $OTHER/doc)" = "version $i" ] || exit 1; done`},
+	{name: "log rotation", script: `
+( for i in $(seq 300); do echo "line $i" >> log; done ) & writer=$!
+for i in 1 2 3 4 5; do sleep 0.05; [ -e log ] && mv log log.$i; done; wait $writer
+[ $(cat log* | sort -u | wc -l) = 300 ] && [ $(cat $OTHER/log* | wc -l) = 300 ]`},
+	{name: "go build", needs: []string{"go"}, script: `
+mkdir m && cd m && printf 'module m\ngo 1.22\n' > go.mod && printf 'package main\nimport "os"\nfunc main() { os.Stdout.WriteString("built\\n") }\n' > main.go
+export GOCACHE=$WORK/cache GOTOOLCHAIN=local GOFLAGS=-mod=mod HOME=$LOCAL
+go build -p 2 -o prog . && [ "$(./prog)" = built ] && go build -o prog2 . && cmp prog prog2 && go vet .`},
+}
+
+func TestPrograms(t *testing.T) {
+	a, _ := mountCluster(t)
+	b, _ := mountCluster(t)
+	for _, p := range programs {
+		t.Run(p.name, func(t *testing.T) {
+			if p.long && !*programsLong {
+				t.Skip("only with -programs-long")
+			}
+			for _, need := range p.needs {
+				if _, err := exec.LookPath(need); err != nil {
+					t.Skipf("%s is not installed", need)
+				}
+			}
+			dir := freshDir(t, a)
+			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, "sh", "-euc", p.script)
+			cmd.Dir = dir
+			cmd.Env = append(os.Environ(), "LOCAL="+t.TempDir(), "WORK="+dir, "OTHER="+filepath.Join(b, filepath.Base(dir)))
+			begin := time.Now()
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, bytes.TrimSpace(out))
+			}
+			t.Logf("%.1f s", time.Since(begin).Seconds())
+		})
+	}
+}
