@@ -346,7 +346,7 @@ func listMany(ctx context.Context, e *env) (float64, error) {
 			return 0, err
 		}
 	}
-	const times = 10
+	const times = 100
 	began := time.Now()
 	for range times {
 		entries, err := e.c.ReadDir(ctx, dir)

@@ -532,3 +532,24 @@ func TestOpenTruncates(t *testing.T) {
 		}
 	})
 }
+
+// TestTruncateByName: a name that is gone, and a repeat of a request whose file is gone.
+func TestTruncateByName(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.create("f", func(r *dfsv1.CreateRequest) { r.Data = []byte("hello") })
+		req := &dfsv1.TruncateRequest{Header: w.header(), Ref: path("/f"), Length: 2}
+		first, err := w.client.Truncate(w.ctx(), req)
+		if err != nil || first.GetAttr().GetLength() != 2 {
+			t.Fatalf("truncate: %v %v", first, err)
+		}
+		if err := w.remove("f"); err != nil {
+			t.Fatal(err)
+		}
+		again, err := w.client.Truncate(w.ctx(), req)
+		if err != nil || again.GetIndex() != first.GetIndex() {
+			t.Fatalf("repeat: %v %v", again, err)
+		}
+		_, err = w.client.Truncate(w.ctx(), &dfsv1.TruncateRequest{Header: w.header(), Ref: path("/f"), Length: 1})
+		wantErr(t, "truncate of a name that is gone", err, dfserr.ErrNotExist)
+	})
+}

@@ -235,6 +235,7 @@ type fakeServer struct {
 	diskFree   int64
 	failCalls  error // what the master's calls get instead of an answer
 	copyErr    string
+	copyMute   bool          // nobody is told of copies
 	copyHold   chan struct{} // copies wait for it
 	copies     int
 	activated  []uint64
@@ -551,7 +552,7 @@ func (s *fakeServer) Stat(_ context.Context, r *dfsv1.ChunkStatRequest) (*dfsv1.
 		return nil, dfserr.Errorf(dfserr.ErrNotExist, "chunk %d", r.GetChunk())
 	}
 	return &dfsv1.ChunkStatReply{Replica: &dfsv1.ReplicaState{
-		Chunk: r.GetChunk(), Server: s.id, Version: have.version, Length: have.length,
+		Chunk: r.GetChunk(), Server: s.id, Version: have.version, Length: have.length, State: "valid",
 	}}, nil
 }
 
@@ -597,7 +598,7 @@ func (s *fakeServer) CopyReplica(_ context.Context, r *dfsv1.CopyReplicaRequest)
 	}
 	s.mu.Lock()
 	s.copies++
-	hold, fail := s.copyHold, s.copyErr
+	hold, fail, mute := s.copyHold, s.copyErr, s.copyMute
 	s.mu.Unlock()
 	s.wg.Go(func() {
 		if hold != nil {
@@ -612,6 +613,9 @@ func (s *fakeServer) CopyReplica(_ context.Context, r *dfsv1.CopyReplicaRequest)
 			s.corrupt = slices.DeleteFunc(s.corrupt, func(id uint64) bool { return id == r.GetConfig().GetChunk() })
 			s.mu.Unlock()
 			s.put(r.GetConfig().GetChunk(), r.GetConfig().GetVersion(), src.length)
+		}
+		if mute {
+			return
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()

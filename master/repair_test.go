@@ -404,3 +404,77 @@ func TestFsck(t *testing.T) {
 		w.eventually("report of the missing chunk", 2*time.Minute, func() bool { return w.report().GetMissing() == 1 })
 	})
 }
+
+// TestCopyReportLost: the target's word that the copy is complete never arrives; the master asks.
+func TestCopyReportLost(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addServers(4)
+		stop := w.keepAlive(w.session)
+		defer stop()
+		ino, c := w.newChunk("a", 1000)
+		if err := w.commit(ino, c, 1000, true); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range w.servers {
+			s.mu.Lock()
+			s.copyMute = true
+			s.mu.Unlock()
+		}
+		w.server(ids(c)[1]).kill()
+		w.eventually("healing", time.Minute, w.healed)
+		w.checkReplicas(w.config(ino, 0), 3, 1000)
+	}, func(c *Config) { c.DeadAfter = 10 * time.Second })
+}
+
+// TestMalformedReports sends chunk reports that no chunkserver would.
+func TestMalformedReports(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		s := w.addServers(1)[0]
+		send := func(msgs ...*dfsv1.ChunkReport) error {
+			stream, err := s.cluster().ReportChunks(w.ctx())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range msgs {
+				if stream.Send(m) != nil {
+					break
+				}
+			}
+			_, err = stream.CloseAndRecv()
+			return err
+		}
+		msg := func(ids ...uint64) *dfsv1.ChunkReport {
+			return &dfsv1.ChunkReport{Server: s.id, Incarnation: s.incarnation, Chunks: ids}
+		}
+		wantErr(t, "empty stream", send(), dfserr.ErrInvalid)
+		wantErr(t, "descending", send(msg(5, 4)), dfserr.ErrInvalid)
+		wantErr(t, "repeated", send(msg(5), msg(5)), dfserr.ErrInvalid)
+		wantErr(t, "chunk 0", send(msg(0)), dfserr.ErrInvalid)
+		wantErr(t, "other incarnation", send(&dfsv1.ChunkReport{Server: s.id, Incarnation: 1}), dfserr.ErrUnavailable)
+		wantErr(t, "unknown server", send(&dfsv1.ChunkReport{Server: 4711, Incarnation: 1}), dfserr.ErrUnavailable)
+		if err := send(msg(5, 6), msg(), msg(7)); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestComplaintRightAfterRestart: servers that have not come back yet are not dropped along with the one complained of.
+func TestComplaintRightAfterRestart(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addServers(3)
+		w.noCopies()
+		_, c := w.newChunk("a", 1000)
+		away := w.server(ids(c)[2])
+		w.net.Pause(away.host)
+		w.restart(true)
+		w.eventually("registration", 5*time.Second, func() bool { return w.servers[0].serving() || w.servers[1].serving() })
+		if now := w.complain(c, ids(c)[1], ids(c)[0], false); now.GetVersion() != c.GetVersion() {
+			t.Fatalf("configuration changed before every server had its time to register: %v", now)
+		}
+		w.net.Resume(away.host)
+		w.eventually("new configuration", 20*time.Second, func() bool {
+			now := w.complain(c, ids(c)[1], ids(c)[0], false)
+			return now.GetVersion() > c.GetVersion() && len(ids(now)) == 2
+		})
+	})
+}
