@@ -346,9 +346,9 @@ func listMany(ctx context.Context, e *env) (float64, error) {
 			return 0, err
 		}
 	}
-	const times = 100
+	times := 0
 	began := time.Now()
-	for range times {
+	for ; time.Since(began) < e.window; times++ {
 		entries, err := e.c.ReadDir(ctx, dir)
 		if err != nil {
 			return 0, err
@@ -357,5 +357,5 @@ func listMany(ctx context.Context, e *env) (float64, error) {
 			return 0, fmt.Errorf("listed %d entries of %d", len(entries), n)
 		}
 	}
-	return times * n / time.Since(began).Seconds(), nil
+	return float64(times*n) / time.Since(began).Seconds(), nil
 }

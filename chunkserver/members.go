@@ -40,6 +40,18 @@ func (m *members) learn(list []*dfsv1.ServerAddr) {
 	}
 }
 
+// knows reports whether the addresses of all the servers are known.
+func (m *members) knows(ids []dfs.ServerID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, id := range ids {
+		if m.addr[id] == "" {
+			return false
+		}
+	}
+	return true
+}
+
 // lookup returns a server's address. ErrUnavailable: the master has not told it.
 func (m *members) lookup(id dfs.ServerID) (string, error) {
 	m.mu.Lock()

@@ -41,6 +41,12 @@ func (h *handlers) Prepare(ctx context.Context, req *dfsv1.PrepareRequest) (*dfs
 	if err := c.makeWay(cfg.version); err != nil {
 		return nil, err
 	}
+	if !s.members.knows(cfg.replicas) {
+		// A server that has just joined: the master's answer has its address. Without it the chain breaks here and is made anew.
+		if _, err := s.lookupConfig(ctx, cfg.chunk); err != nil {
+			s.log.Debug("addresses of a configuration not learnt", "chunk", cfg.chunk, "error", err)
+		}
+	}
 	if err := c.lock(ctx); err != nil {
 		return nil, err
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"slices"
+	"strings"
 	"time"
 
 	"dfs/internal/dfs"
@@ -48,8 +50,11 @@ func (c *Client) stat(ctx context.Context, op, path string, noFollow bool) (*Fil
 	return infoOf(path, a), nil
 }
 
-// listPage is how many entries one call lists.
-const listPage = 1024
+// listPage is how many entries one call lists; a long listing goes on with pages of longListPage.
+const (
+	listPage     = 1024
+	longListPage = 4096
+)
 
 // ReadDir returns all entries of a directory in byte order of name, with attributes.
 func (c *Client) ReadDir(ctx context.Context, path string) ([]*FileInfo, error) {
@@ -69,24 +74,88 @@ func (c *Client) ReadDirFunc(ctx context.Context, path, after string, each func(
 	if err != nil {
 		return pathErr("readdir", path, err)
 	}
-	for {
-		reply, err := c.readDirPage(ctx, r, []byte(after), listPage)
-		if err != nil {
-			return pathErr("readdir", path, err)
+	ctx, cancel := context.WithCancel(ctx)
+	pages := c.readPages(ctx, r, []byte(after))
+	defer func() { // the goroutine behind pages is joined
+		cancel()
+		for range pages {
 		}
-		for _, e := range reply.GetEntries() {
-			after = string(e.GetName())
-			if err := each(&FileInfo{name: after, Attr: attrOf(e.GetAttr())}); err != nil {
-				if errors.Is(err, fs.SkipAll) {
-					return nil
+	}()
+	for p := range pages {
+		if p.err != nil {
+			return pathErr("readdir", path, p.err)
+		}
+		for some := range slices.Chunk(p.entries, infoBlock) {
+			infos := infosOf(some)
+			for i := range infos {
+				if err := each(&infos[i]); err != nil {
+					if errors.Is(err, fs.SkipAll) {
+						return nil
+					}
+					return err
 				}
-				return err
 			}
 		}
-		if reply.GetEnd() || len(reply.GetEntries()) == 0 {
+		if p.last {
 			return nil
 		}
 	}
+	return pathErr("readdir", path, ctx.Err()) // it ended before the last page
+}
+
+// page is part of a directory.
+type page struct {
+	entries []*dfsv1.DirEntry
+	last    bool
+	err     error
+}
+
+// readPages lists a directory from after on, one page ahead of who takes the pages. The channel is closed after the last page, the
+// first error, or the end of ctx.
+func (c *Client) readPages(ctx context.Context, r *dfsv1.Ref, after []byte) <-chan page {
+	pages := make(chan page)
+	go func() {
+		defer close(pages)
+		for limit := uint32(listPage); ; limit = longListPage {
+			reply, err := c.readDirPage(ctx, r, after, limit)
+			entries := reply.GetEntries()
+			p := page{entries, reply.GetEnd() || len(entries) == 0, err}
+			select {
+			case pages <- p:
+			case <-ctx.Done():
+				return
+			}
+			if p.last || err != nil {
+				return
+			}
+			after = entries[len(entries)-1].GetName()
+		}
+	}()
+	return pages
+}
+
+// infoBlock is how many infos are allocated together: whoever keeps one keeps them all.
+const infoBlock = 64
+
+// infosOf describes entries. They are allocated together, names and infos.
+func infosOf(entries []*dfsv1.DirEntry) []FileInfo {
+	infos := make([]FileInfo, len(entries))
+	size := 0
+	for _, e := range entries {
+		size += len(e.GetName())
+	}
+	var text strings.Builder
+	text.Grow(size)
+	for _, e := range entries {
+		text.Write(e.GetName())
+	}
+	names := text.String()
+	for i, e := range entries {
+		n := len(e.GetName())
+		infos[i].name, names = names[:n], names[n:]
+		infos[i].Attr = attrOf(e.GetAttr())
+	}
+	return infos
 }
 
 func (c *Client) readDirPage(ctx context.Context, r *dfsv1.Ref, after []byte, limit uint32) (*dfsv1.ReadDirReply, error) {

@@ -41,7 +41,7 @@ func (s *Server) open(ctx context.Context, r *fuse.OpenRequest) error {
 			return err
 		}
 	}
-	handle := s.addFile(&fileHandle{file: f, inode: s.inodeOf(r.Node), append: uint32(r.Flags)&syscall.O_APPEND != 0})
+	handle := s.addFile(&fileHandle{file: f, inode: s.inodeOf(r.Node), append: uint32(r.Flags)&syscall.O_APPEND != 0, direct: uint32(r.Flags)&syscall.O_DIRECT != 0})
 	r.Respond(&fuse.OpenResponse{Handle: handle, Flags: openFlags(uint32(r.Flags))})
 	return nil
 }
@@ -79,7 +79,7 @@ func (s *Server) create(ctx context.Context, r *fuse.CreateRequest) error {
 	if err != nil {
 		return err
 	}
-	handle := s.addFile(&fileHandle{file: f, inode: a.Inode, append: flags&syscall.O_APPEND != 0})
+	handle := s.addFile(&fileHandle{file: f, inode: a.Inode, append: flags&syscall.O_APPEND != 0, direct: flags&syscall.O_DIRECT != 0})
 	s.pages.truth(&a)
 	s.show.apply(&a)
 	out := newReply(entrySize + 16)
@@ -121,6 +121,11 @@ func (s *Server) readFile(ctx context.Context, r *fuse.ReadRequest) error {
 	h, err := s.file(r.Handle)
 	if err != nil {
 		return err
+	}
+	if h.direct {
+		if _, _, err := s.backend.GetAttrShared(ctx, h.inode); err != nil {
+			return err
+		}
 	}
 	out := newReply(r.Size)
 	out.b = out.b[:outHeaderSize+r.Size]

@@ -148,6 +148,7 @@ func (s *sdk) Create(ctx context.Context, who Caller, parent dfs.InodeID, name [
 }
 
 func (s *sdk) Open(ctx context.Context, who Caller, inode dfs.InodeID, read, write bool) (File, Attr, error) {
+	s.tree.Forget(inode) // an open learns the places anew
 	f, a, err := s.tree.OpenFile(ctx, caller(who), inode, read, write)
 	if err != nil {
 		return nil, Attr{}, err
@@ -164,6 +165,10 @@ func (s *sdk) opened(f *client.File, a client.Attr) File {
 	if o == nil {
 		o = &openInode{files: map[*sdkFile]struct{}{}, version: a.Version}
 		s.open[a.Inode] = o
+	}
+	if o.version != a.Version {
+		o.version = a.Version
+		s.tree.Forget(a.Inode)
 	}
 	o.files[h] = struct{}{}
 	return h

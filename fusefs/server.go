@@ -70,6 +70,7 @@ type fileHandle struct {
 	file   File
 	inode  dfs.InodeID
 	append bool
+	direct bool // O_DIRECT: the kernel does not ask for attributes before it reads
 }
 
 // newServer serves an established connection.

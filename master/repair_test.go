@@ -135,7 +135,7 @@ func TestCorruptReplicaIsReplaced(t *testing.T) {
 		w.eventually("removal of the corrupt replica", 10*time.Second, func() bool {
 			bad.mu.Lock()
 			defer bad.mu.Unlock()
-			return bad.fences > 0 && len(bad.corrupt) == 0 // deleted, or replaced by a copy
+			return len(bad.corrupt) == 0 // deleted, or replaced by a copy
 		})
 		w.eventually("healing", 30*time.Second, w.healed)
 		w.checkReplicas(w.config(ino, 0), 3, 1000)

@@ -135,7 +135,7 @@ func (m *mountArgs) setOption(name, value string, hasValue bool) (err error) {
 
 // nearestMountOption says which option was perhaps meant.
 func nearestMountOption(name string) string {
-	best, least := "", 4
+	best, least := "", max(2, len(name)/2)
 	for _, o := range mountOptionHelp {
 		for known := range strings.SplitSeq(o.name, ", ") {
 			known, _, _ = strings.Cut(known, "=")

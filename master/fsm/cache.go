@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"encoding/binary"
 	"hash/maphash"
 	"sync"
 
@@ -33,16 +34,41 @@ const cacheShards = 32
 
 type shard struct {
 	mu      sync.Mutex
-	entries map[string]*entry // guarded by mu
+	ids     map[idKey]*entry  // guarded by mu; by keys that are one id
+	names   map[string]*entry // guarded by mu; by all other keys
 	lru     entry             // guarded by mu; ring: lru.next is the most recently used
 	bytes   int64             // guarded by mu
 	max     int64
 	floor   dfs.Index // guarded by mu
 }
 
+// idKey is a key that is one id, as those of inodes are. A map of them is much faster than one of strings, whose bytes lie elsewhere.
+type idKey struct {
+	id   uint64
+	kind byte
+}
+
+// asID reads a key that is one id.
+func asID(key []byte) (k idKey, ok bool) {
+	if len(key) != prefixLen+8 || key[0] != kindInode && key[0] != kindChunk && key[0] != kindSession {
+		return idKey{}, false
+	}
+	return idKey{binary.BigEndian.Uint64(key[prefixLen:]), key[0]}, true
+}
+
+// find returns the entry of a key, or nil.
+func (s *shard) find(key []byte) *entry {
+	if k, ok := asID(key); ok {
+		return s.ids[k]
+	}
+	return s.names[string(key)]
+}
+
 type entry struct {
 	prev, next *entry
-	key        string
+	id         idKey
+	name       string // of a key that is not an idKey
+	byID       bool
 	value      any // nil: the key does not exist
 	size       int64
 	since      dfs.Index
@@ -53,7 +79,7 @@ func newCache(maxBytes int64) *cache {
 	c := &cache{seed: maphash.MakeSeed()}
 	for i := range c.shards {
 		s := &c.shards[i]
-		s.entries = make(map[string]*entry)
+		s.ids, s.names = make(map[idKey]*entry), make(map[string]*entry)
 		s.lru.prev, s.lru.next = &s.lru, &s.lru
 		s.max = max(maxBytes/cacheShards, 1)
 	}
@@ -61,6 +87,9 @@ func newCache(maxBytes int64) *cache {
 }
 
 func (c *cache) shard(key []byte) *shard {
+	if k, ok := asID(key); ok {
+		return &c.shards[k.id%cacheShards]
+	}
 	return &c.shards[maphash.Bytes(c.seed, key)%cacheShards]
 }
 
@@ -80,8 +109,8 @@ func (c *cache) get(key []byte, at dfs.Index) (any, bool) {
 	s := c.shard(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e, ok := s.entries[string(key)]
-	if !ok || e.since > at {
+	e := s.find(key)
+	if e == nil || e.since > at {
 		return nil, false
 	}
 	if s.lru.next != e {
@@ -105,16 +134,21 @@ func (c *cache) store(key []byte, name string, value any, index dfs.Index, writt
 	s := c.shard(key)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e, ok := s.entries[string(key)]
-	if !written && (ok || index < s.floor) {
+	e := s.find(key)
+	if !written && (e != nil || index < s.floor) {
 		return
 	}
-	if !ok {
-		if name == "" {
-			name = string(key)
+	if e == nil {
+		e = &entry{}
+		if e.id, e.byID = asID(key); e.byID {
+			s.ids[e.id] = e
+		} else {
+			if name == "" {
+				name = string(key)
+			}
+			e.name = name
+			s.names[name] = e
 		}
-		e = &entry{key: name}
-		s.entries[name] = e
 	} else {
 		s.bytes -= e.size
 		e.unlink()
@@ -125,7 +159,11 @@ func (c *cache) store(key []byte, name string, value any, index dfs.Index, writt
 	for s.bytes > s.max {
 		old := s.lru.prev
 		old.unlink()
-		delete(s.entries, old.key)
+		if old.byID {
+			delete(s.ids, old.id)
+		} else {
+			delete(s.names, old.name)
+		}
 		s.bytes -= old.size
 		if old.written {
 			s.floor = max(s.floor, old.since)
