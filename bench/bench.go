@@ -95,7 +95,7 @@ func run(e *env, jsonOut, match string, rounds int) (err error) {
 		if err := os.MkdirAll("out", 0o755); err != nil {
 			return err
 		}
-		if e.dir, err = os.MkdirTemp("out", "bench-"); err != nil {
+		if e.dir, err = os.MkdirTemp("out", "_bench-"); err != nil {
 			return err
 		}
 		defer os.RemoveAll(e.dir)

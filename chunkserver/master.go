@@ -78,7 +78,7 @@ func (s *Server) peer(id dfs.ServerID) (dfsv1.ChunkClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := s.control.Get(addr)
+	conn, err := s.control.GetServer(addr, id)
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +91,7 @@ func (s *Server) dataPeer(id dfs.ServerID) (dfsv1.ChunkClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := s.data.Get(addr)
+	conn, err := s.data.GetServer(addr, id)
 	if err != nil {
 		return nil, err
 	}

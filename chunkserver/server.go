@@ -93,7 +93,7 @@ func (s *Server) Start(ctx context.Context) error {
 	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.control = rpc.NewPool(s.cfg.Network, rpc.PoolOptions{Buffers: s.buffers, Faults: s.cfg.Faults})
 	s.data = rpc.NewPool(s.cfg.Network, rpc.PoolOptions{Buffers: s.buffers})
-	s.rpcs = rpc.NewServer(rpc.ServerOptions{Logger: s.log, Buffers: s.buffers})
+	s.rpcs = rpc.NewServer(rpc.ServerOptions{Logger: s.log, Buffers: s.buffers, ID: s.ID})
 	dfsv1.RegisterChunkServer(s.rpcs, &handlers{srv: s})
 	err := s.begin(ctx)
 	if err != nil {

@@ -136,7 +136,7 @@ func (c *Client) inspectReplica(ctx context.Context, k *ChunkInfo, r *ReplicaInf
 	if r.Addr == "" {
 		return
 	}
-	cc, err := c.dataPool.Get(r.Addr)
+	cc, err := c.dataPool.GetServer(r.Addr, r.Server)
 	if err != nil {
 		return
 	}

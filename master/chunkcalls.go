@@ -26,7 +26,7 @@ func (m *leader) chunkClient(id dfs.ServerID) (dfsv1.ChunkClient, error) {
 	if !ok || s.Addr == "" {
 		return nil, dfserr.Errorf(dfserr.ErrUnavailable, "chunkserver %s has not registered", id)
 	}
-	conn, err := m.pool.Get(s.Addr)
+	conn, err := m.pool.GetServer(s.Addr, id)
 	if err != nil {
 		return nil, err
 	}

@@ -115,7 +115,7 @@ type IO struct {
 
 	mu        sync.Mutex
 	closed    bool                     // guarded by mu: no new goroutine from here on
-	streams   map[string]*stream       // guarded by mu: by address
+	streams   map[peer]*stream         // guarded by mu
 	servers   map[dfs.ServerID]*server // guarded by mu
 	reporting map[reportKey]struct{}   // guarded by mu: reports on their way
 	hedges    float64                  // guarded by mu: hedged reads in the budget
@@ -139,7 +139,7 @@ func New(cfg Config) *IO {
 	}
 	x := &IO{
 		cfg: cfg, pool: cfg.Pool, src: cfg.Source, log: cfg.Logger, seed: rand.Uint64(),
-		streams: map[string]*stream{}, servers: map[dfs.ServerID]*server{}, reporting: map[reportKey]struct{}{}, hedges: hedgeBurst,
+		streams: map[peer]*stream{}, servers: map[dfs.ServerID]*server{}, reporting: map[reportKey]struct{}{}, hedges: hedgeBurst,
 	}
 	x.ctx, x.cancel = context.WithCancel(context.Background())
 	return x

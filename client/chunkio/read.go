@@ -195,7 +195,7 @@ var errNotHedged = errors.New("not hedged")
 // readReplica asks one replica and checks what it says.
 func (x *IO) readReplica(ctx context.Context, l *Location, r Replica, off, n int64) (*Piece, error) {
 	s := x.server(r.Server)
-	cc, err := x.pool.Get(r.Addr)
+	cc, err := x.pool.GetServer(r.Addr, r.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -311,7 +311,7 @@ func (x *IO) callPrimary(ctx context.Context, l *Location, call func(context.Con
 	if !ok {
 		return 0, 0, dfserr.Errorf(dfserr.ErrNoReplica, "chunk %s has no primary", l.Chunk)
 	}
-	cc, err := x.pool.Get(r.Addr)
+	cc, err := x.pool.GetServer(r.Addr, r.Server)
 	if err != nil {
 		return 0, 0, err
 	}

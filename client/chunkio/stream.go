@@ -34,7 +34,7 @@ type sending struct {
 // the next mutation opens another.
 type stream struct {
 	x      *IO
-	addr   string
+	to     peer
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	wake   chan struct{} // holds a token while queue may have grown
@@ -52,20 +52,26 @@ type stream struct {
 	bytes  int                     // guarded by mu: payload in out
 }
 
-// send gives an attempt to the stream to addr. It does not block. Nil: the IO is closed, and nothing was taken.
+// peer is a chunkserver at an address.
+type peer struct {
+	server dfs.ServerID
+	addr   string
+}
+
+// send gives an attempt to the stream to a server. It does not block. Nil: the IO is closed, and nothing was taken.
 // The caller calls pump on the stream once it holds no lock.
-func (x *IO) send(addr string, s *sending) *stream {
+func (x *IO) send(to peer, s *sending) *stream {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.closed {
 		return nil
 	}
-	if st := x.streams[addr]; st != nil && st.put(s) {
+	if st := x.streams[to]; st != nil && st.put(s) {
 		return st
 	}
-	st := &stream{x: x, addr: addr, wake: make(chan struct{}, 1), out: map[uint64]*sending{}, usedAt: time.Now(), ackAt: time.Now()}
+	st := &stream{x: x, to: to, wake: make(chan struct{}, 1), out: map[uint64]*sending{}, usedAt: time.Now(), ackAt: time.Now()}
 	st.ctx, st.cancel = context.WithCancelCause(x.ctx)
-	x.streams[addr] = st
+	x.streams[to] = st
 	st.put(s)
 	x.wg.Go(st.run)
 	return st
@@ -163,15 +169,15 @@ func (st *stream) takeLocked(tag uint64) *sending {
 func (st *stream) run() {
 	err := st.serve()
 	if err == nil {
-		err = dfserr.Errorf(dfserr.ErrUnavailable, "stream to %s ended", st.addr)
+		err = dfserr.Errorf(dfserr.ErrUnavailable, "stream to %s ended", st.to.addr)
 	}
 	if cause := context.Cause(st.ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 		err = cause // why we ended it ourselves
 	}
 	st.cancel(nil)
 	st.x.mu.Lock()
-	if st.x.streams[st.addr] == st {
-		delete(st.x.streams, st.addr)
+	if st.x.streams[st.to] == st {
+		delete(st.x.streams, st.to)
 	}
 	st.x.mu.Unlock()
 
@@ -196,7 +202,7 @@ func (st *stream) run() {
 
 // serve opens the call and sends until something ends it.
 func (st *stream) serve() error {
-	cc, err := st.x.pool.Get(st.addr)
+	cc, err := st.x.pool.GetServer(st.to.addr, st.to.server)
 	if err != nil {
 		return err
 	}
@@ -265,7 +271,7 @@ func (st *stream) watch() {
 		case <-st.ctx.Done():
 			return
 		}
-		late := dfserr.Errorf(dfserr.ErrUnavailable, "no acknowledgement from %s for %v", st.addr, limit)
+		late := dfserr.Errorf(dfserr.ErrUnavailable, "no acknowledgement from %s for %v", st.to.addr, limit)
 		now := time.Now()
 		var overdue []*sending
 		st.mu.Lock()

@@ -229,7 +229,7 @@ func (w *Writer) sendLocked(p *Pending) *stream {
 		Writer: w.id, Request: p.request, Crcs: p.m.CRCs, AppendCrc: p.m.CRC, MinOffset: p.m.MinOff,
 	}
 	p.m.Data.Ref() // the stream's own, until it has sent them
-	st := w.x.send(r.Addr, &sending{p: p, header: h, data: p.m.Data, version: p.version})
+	st := w.x.send(peer{r.Server, r.Addr}, &sending{p: p, header: h, data: p.m.Data, version: p.version})
 	if st == nil {
 		p.m.Data.Free()
 		w.finishLocked(p, Result{}, dfserr.Errorf(dfserr.ErrClosed, "write to chunk %s: client", w.loc.Chunk))

@@ -37,6 +37,7 @@ var (
 	ErrNotPrimary     = sentinel("not the primary of this chunk", nil)
 	ErrLeaseExpired   = sentinel("lease expired", nil)
 	ErrChunkFull      = sentinel("chunk full", nil)
+	ErrNotTail        = sentinel("the file does not end in this chunk", nil)
 	ErrInlineMoved    = sentinel("file has moved to chunks", nil)
 	ErrDuplicate      = sentinel("stale duplicate of a request", nil)
 	ErrNotLeader      = sentinel("not the leading master", nil)
@@ -106,6 +107,7 @@ var table = []row{
 	{ErrNotPrimary, "NOT_PRIMARY", codes.FailedPrecondition, syscall.EIO, Refresh},
 	{ErrLeaseExpired, "LEASE_EXPIRED", codes.FailedPrecondition, syscall.EIO, Refresh},
 	{ErrChunkFull, "CHUNK_FULL", codes.OutOfRange, syscall.EIO, Refresh},
+	{ErrNotTail, "NOT_TAIL", codes.FailedPrecondition, syscall.EIO, Refresh},
 	{ErrInlineMoved, "INLINE_MOVED", codes.FailedPrecondition, syscall.EIO, Refresh},
 	{ErrDuplicate, "DUPLICATE", codes.Aborted, syscall.EIO, GiveUp},
 	{ErrNotLeader, "NOT_LEADER", codes.Unavailable, syscall.EAGAIN, Backoff},

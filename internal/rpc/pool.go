@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
+	"dfs/internal/dfs"
 	"dfs/internal/dfserr"
 )
 
@@ -42,13 +43,19 @@ type Pool struct {
 	opts    PoolOptions
 
 	mu     sync.Mutex
-	closed bool             // guarded by mu
-	peers  map[string]*peer // guarded by mu
+	closed bool              // guarded by mu
+	peers  map[peerKey]*peer // guarded by mu
+}
+
+// peerKey names connections: an address that two chunkservers have had, one after the other, has two.
+type peerKey struct {
+	addr   string
+	server dfs.ServerID // 0: whoever listens
 }
 
 // peer is what is known about one address.
 type peer struct {
-	addr    string
+	peerKey
 	conns   []*grpc.ClientConn // guarded by Pool.mu
 	next    int                // guarded by Pool.mu
 	usedAt  time.Time          // guarded by Pool.mu
@@ -73,7 +80,7 @@ func NewPool(network Network, o PoolOptions) *Pool {
 	if o.Buffers == nil {
 		o.Buffers = NewBuffers()
 	}
-	return &Pool{network: network, opts: o, peers: make(map[string]*peer)}
+	return &Pool{network: network, opts: o, peers: make(map[peerKey]*peer)}
 }
 
 // Buffers returns the pool of message buffers that the connections use, for payloads to be sent.
@@ -81,7 +88,11 @@ func (p *Pool) Buffers() *Buffers { return p.opts.Buffers }
 
 // Get returns a connection to addr without waiting for it; the connection stays the pool's and must not be
 // closed. Errors: ErrClosed, ErrInvalid for an empty address.
-func (p *Pool) Get(addr string) (*grpc.ClientConn, error) {
+func (p *Pool) Get(addr string) (*grpc.ClientConn, error) { return p.GetServer(addr, 0) }
+
+// GetServer is Get for calls meant for one chunkserver: another one that has the address by now refuses them with
+// ErrUnavailable (ServerOptions.ID). id 0 means whoever listens.
+func (p *Pool) GetServer(addr string, id dfs.ServerID) (*grpc.ClientConn, error) {
 	if addr == "" {
 		return nil, dfserr.Errorf(dfserr.ErrInvalid, "dial: the address is empty")
 	}
@@ -90,11 +101,12 @@ func (p *Pool) Get(addr string) (*grpc.ClientConn, error) {
 	if p.closed {
 		return nil, dfserr.Errorf(dfserr.ErrClosed, "dial %s: connections", addr)
 	}
-	pe := p.peers[addr]
+	key := peerKey{addr, id}
+	pe := p.peers[key]
 	if pe == nil {
 		p.evictLocked()
-		pe = &peer{addr: addr}
-		p.peers[addr] = pe
+		pe = &peer{peerKey: key}
+		p.peers[key] = pe
 	}
 	pe.usedAt = time.Now()
 	if len(pe.conns) < p.opts.Conns {
@@ -131,7 +143,7 @@ func (p *Pool) evictLocked() {
 	if oldest == nil {
 		return
 	}
-	delete(p.peers, oldest.addr)
+	delete(p.peers, oldest.peerKey)
 	for _, cc := range oldest.conns {
 		_ = cc.Close()
 	}
@@ -139,14 +151,16 @@ func (p *Pool) evictLocked() {
 
 // Forget closes and drops the connections to addr; calls in progress on them fail.
 func (p *Pool) Forget(addr string) {
+	var closing []*grpc.ClientConn
 	p.mu.Lock()
-	pe := p.peers[addr]
-	delete(p.peers, addr)
-	p.mu.Unlock()
-	if pe == nil {
-		return
+	for key, pe := range p.peers {
+		if key.addr == addr {
+			delete(p.peers, key)
+			closing = append(closing, pe.conns...)
+		}
 	}
-	for _, cc := range pe.conns {
+	p.mu.Unlock()
+	for _, cc := range closing {
 		_ = cc.Close()
 	}
 }
@@ -183,7 +197,12 @@ func (p *Pool) dial(pe *peer) (*grpc.ClientConn, error) {
 	if p.opts.NoJitter {
 		jitter = 0
 	}
+	authority := pe.addr
+	if pe.server != 0 {
+		authority = pe.server.String() + serverSuffix
+	}
 	cc, err := grpc.NewClient("passthrough:///"+pe.addr,
+		grpc.WithAuthority(authority),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			conn, err := p.network.Dial(ctx, pe.addr)

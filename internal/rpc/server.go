@@ -2,12 +2,16 @@ package rpc
 
 import (
 	"context"
+	"strconv"
+	"strings"
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 
+	"dfs/internal/dfs"
 	"dfs/internal/dfserr"
 )
 
@@ -19,7 +23,13 @@ type ServerOptions struct {
 	MaxStreams uint32
 	// Buffers is where received messages are put; nil makes a new pool.
 	Buffers *Buffers
+	// ID returns the id of this chunkserver, 0 while it has none. Calls that were meant for another one (Pool.GetServer)
+	// are refused with ErrUnavailable: addresses are used again, ids are not. Nil: this is no chunkserver.
+	ID func() dfs.ServerID
 }
+
+// serverSuffix marks an authority that is a chunkserver's id and not just an address.
+const serverSuffix = ".chunkserver"
 
 // NewServer returns a gRPC server with the limits of this package, the frame codec, and interceptors that turn
 // handlers' errors into statuses. Register services, then Serve a listener of a Network. Stop ends all calls by
@@ -34,7 +44,10 @@ func NewServer(o ServerOptions) *grpc.Server {
 	if o.Logger == nil {
 		o.Logger = hclog.NewNullLogger()
 	}
-	e := serverErrors{o.Logger}
+	if o.ID == nil {
+		o.ID = func() dfs.ServerID { return 0 }
+	}
+	e := serverEdge{o.Logger, o.ID}
 	return grpc.NewServer(
 		grpc.ForceServerCodecV2(Codec()),
 		experimental.BufferPool(o.Buffers),
@@ -55,19 +68,43 @@ func NewServer(o ServerOptions) *grpc.Server {
 	)
 }
 
-// serverErrors translates errors at the server's edge.
-type serverErrors struct{ log hclog.Logger }
+// serverEdge turns away calls for others and translates errors.
+type serverEdge struct {
+	log hclog.Logger
+	id  func() dfs.ServerID
+}
 
-func (e serverErrors) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+// meant returns an error if a call was meant for another chunkserver.
+func (e serverEdge) meant(ctx context.Context) error {
+	for _, authority := range metadata.ValueFromIncomingContext(ctx, ":authority") {
+		text, ok := strings.CutSuffix(authority, serverSuffix)
+		if !ok {
+			continue
+		}
+		meant, err := strconv.ParseUint(text, 16, 64)
+		if own := e.id(); err == nil && own != 0 && own != dfs.ServerID(meant) {
+			return dfserr.Errorf(dfserr.ErrUnavailable, "the call is for chunkserver %s, this is %s", text, own)
+		}
+	}
+	return nil
+}
+
+func (e serverEdge) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, h grpc.UnaryHandler) (any, error) {
+	if err := e.meant(ctx); err != nil {
+		return nil, dfserr.ToStatus(err)
+	}
 	reply, err := h(ctx, req)
 	return reply, e.status(err, info.FullMethod)
 }
 
-func (e serverErrors) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) error {
+func (e serverEdge) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, h grpc.StreamHandler) error {
+	if err := e.meant(ss.Context()); err != nil {
+		return dfserr.ToStatus(err)
+	}
 	return e.status(h(srv, serverStream{ss}), info.FullMethod)
 }
 
-func (e serverErrors) status(err error, method string) error {
+func (e serverEdge) status(err error, method string) error {
 	if err == nil {
 		return nil
 	}

@@ -268,7 +268,7 @@ func TestCacheRules(t *testing.T) {
 	}
 	// Evict the change; a reader from before it must not bring the old value back.
 	s := c.shard(key)
-	for i := dfs.InodeID(1000); s.names[string(key)] != nil; i++ {
+	for i := dfs.InodeID(1000); s.find(key) != nil; i++ {
 		if k := appendInodeKey(nil, i); c.shard(k) == s {
 			c.fill(k, value(3), 26)
 		}

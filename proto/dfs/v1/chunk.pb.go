@@ -942,10 +942,13 @@ func (x *SyncReply) GetChunkLength() int64 {
 }
 
 type ChunkStatRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Chunk         uint64                 `protobuf:"varint,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
-	Version       uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"` // 0: any
-	Exact         bool                   `protobuf:"varint,3,opt,name=exact,proto3" json:"exact,omitempty"`     // only the primary may answer, with the committed length
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Chunk   uint64                 `protobuf:"varint,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	Version uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"` // 0: any
+	Exact   bool                   `protobuf:"varint,3,opt,name=exact,proto3" json:"exact,omitempty"`     // only the primary may answer, with the committed length
+	// With exact: the file is about to end elsewhere. Answer when the appends taken so far are committed, and take no other
+	// before the master has been asked again (AcquireLease) where the file ends.
+	HoldAppends   bool `protobuf:"varint,4,opt,name=hold_appends,json=holdAppends,proto3" json:"hold_appends,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -997,6 +1000,13 @@ func (x *ChunkStatRequest) GetVersion() uint64 {
 func (x *ChunkStatRequest) GetExact() bool {
 	if x != nil {
 		return x.Exact
+	}
+	return false
+}
+
+func (x *ChunkStatRequest) GetHoldAppends() bool {
+	if x != nil {
+		return x.HoldAppends
 	}
 	return false
 }
@@ -2116,11 +2126,12 @@ const file_dfs_v1_chunk_proto_rawDesc = "" +
 	"\x03seq\x18\x03 \x01(\x04R\x03seq\"S\n" +
 	"\tSyncReply\x12#\n" +
 	"\rfailed_server\x18\x01 \x01(\x04R\ffailedServer\x12!\n" +
-	"\fchunk_length\x18\x02 \x01(\x03R\vchunkLength\"X\n" +
+	"\fchunk_length\x18\x02 \x01(\x03R\vchunkLength\"{\n" +
 	"\x10ChunkStatRequest\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x14\n" +
-	"\x05exact\x18\x03 \x01(\bR\x05exact\"@\n" +
+	"\x05exact\x18\x03 \x01(\bR\x05exact\x12!\n" +
+	"\fhold_appends\x18\x04 \x01(\bR\vholdAppends\"@\n" +
 	"\x0eChunkStatReply\x12.\n" +
 	"\areplica\x18\x01 \x01(\v2\x14.dfs.v1.ReplicaStateR\areplica\">\n" +
 	"\x05Epoch\x12\x18\n" +

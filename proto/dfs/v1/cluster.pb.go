@@ -478,6 +478,8 @@ type AcquireLeaseReply struct {
 	Config        *ChunkConfig           `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
 	LeaseMs       int64                  `protobuf:"varint,2,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`
 	MinReplicas   uint32                 `protobuf:"varint,3,opt,name=min_replicas,json=minReplicas,proto3" json:"min_replicas,omitempty"`
+	NoAppend      bool                   `protobuf:"varint,4,opt,name=no_append,json=noAppend,proto3" json:"no_append,omitempty"`       // the file does not end in this chunk, or is about to end elsewhere
+	AppendFrom    int64                  `protobuf:"varint,5,opt,name=append_from,json=appendFrom,proto3" json:"append_from,omitempty"` // least offset in the chunk of an append: the file is known to reach it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -529,6 +531,20 @@ func (x *AcquireLeaseReply) GetLeaseMs() int64 {
 func (x *AcquireLeaseReply) GetMinReplicas() uint32 {
 	if x != nil {
 		return x.MinReplicas
+	}
+	return 0
+}
+
+func (x *AcquireLeaseReply) GetNoAppend() bool {
+	if x != nil {
+		return x.NoAppend
+	}
+	return false
+}
+
+func (x *AcquireLeaseReply) GetAppendFrom() int64 {
+	if x != nil {
+		return x.AppendFrom
 	}
 	return 0
 }
@@ -690,11 +706,14 @@ const file_dfs_v1_cluster_proto_rawDesc = "" +
 	"\x10ChunkReportReply\"C\n" +
 	"\x13AcquireLeaseRequest\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\x04R\x06server\x12\x14\n" +
-	"\x05chunk\x18\x02 \x01(\x04R\x05chunk\"~\n" +
+	"\x05chunk\x18\x02 \x01(\x04R\x05chunk\"\xbc\x01\n" +
 	"\x11AcquireLeaseReply\x12+\n" +
 	"\x06config\x18\x01 \x01(\v2\x13.dfs.v1.ChunkConfigR\x06config\x12\x19\n" +
 	"\blease_ms\x18\x02 \x01(\x03R\aleaseMs\x12!\n" +
-	"\fmin_replicas\x18\x03 \x01(\rR\vminReplicas\"\x86\x01\n" +
+	"\fmin_replicas\x18\x03 \x01(\rR\vminReplicas\x12\x1b\n" +
+	"\tno_append\x18\x04 \x01(\bR\bnoAppend\x12\x1f\n" +
+	"\vappend_from\x18\x05 \x01(\x03R\n" +
+	"appendFrom\"\x86\x01\n" +
 	"\x14ReplicaCopiedRequest\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\x04R\x06server\x12\x14\n" +
 	"\x05chunk\x18\x02 \x01(\x04R\x05chunk\x12\x18\n" +

@@ -1026,8 +1026,9 @@ type Result struct {
 	Created       bool                   `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"`
 	Offset        int64                  `protobuf:"varint,7,opt,name=offset,proto3" json:"offset,omitempty"`
 	Session       uint64                 `protobuf:"varint,8,opt,name=session,proto3" json:"session,omitempty"`
-	Index         uint64                 `protobuf:"varint,9,opt,name=index,proto3" json:"index,omitempty"` // of the entry that made it
-	More          bool                   `protobuf:"varint,10,opt,name=more,proto3" json:"more,omitempty"`  // a bounded command left work
+	Index         uint64                 `protobuf:"varint,9,opt,name=index,proto3" json:"index,omitempty"`      // of the entry that made it
+	More          bool                   `protobuf:"varint,10,opt,name=more,proto3" json:"more,omitempty"`       // a bounded command left work
+	Dropped       int64                  `protobuf:"varint,11,opt,name=dropped,proto3" json:"dropped,omitempty"` // chunks of a file that the command cut off: garbage records of its index
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1130,6 +1131,13 @@ func (x *Result) GetMore() bool {
 		return x.More
 	}
 	return false
+}
+
+func (x *Result) GetDropped() int64 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
 }
 
 type GarbageDoneCommand_Item struct {
@@ -1262,7 +1270,7 @@ const file_dfs_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\x04R\tclusterId\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\rR\x03uid\x12\x10\n" +
-	"\x03gid\x18\x03 \x01(\rR\x03gid\"\xb0\x02\n" +
+	"\x03gid\x18\x03 \x01(\rR\x03gid\"\xca\x02\n" +
 	"\x06Result\x12!\n" +
 	"\ferror_reason\x18\x01 \x01(\tR\verrorReason\x12\x1d\n" +
 	"\n" +
@@ -1276,7 +1284,8 @@ const file_dfs_v1_command_proto_rawDesc = "" +
 	"\asession\x18\b \x01(\x04R\asession\x12\x14\n" +
 	"\x05index\x18\t \x01(\x04R\x05index\x12\x12\n" +
 	"\x04more\x18\n" +
-	" \x01(\bR\x04moreB\x18Z\x16dfs/proto/dfs/v1;dfsv1b\x06proto3"
+	" \x01(\bR\x04more\x12\x18\n" +
+	"\adropped\x18\v \x01(\x03R\adroppedB\x18Z\x16dfs/proto/dfs/v1;dfsv1b\x06proto3"
 
 var (
 	file_dfs_v1_command_proto_rawDescOnce sync.Once

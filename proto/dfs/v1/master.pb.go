@@ -1151,6 +1151,7 @@ type CreateRequest struct {
 	WantChunk      bool                   `protobuf:"varint,14,opt,name=want_chunk,json=wantChunk,proto3" json:"want_chunk,omitempty"`                // allocate chunk 0 in the same command
 	NearServer     uint64                 `protobuf:"varint,15,opt,name=near_server,json=nearServer,proto3" json:"near_server,omitempty"`             // writer's own chunkserver, or 0
 	Open           bool                   `protobuf:"varint,16,opt,name=open,proto3" json:"open,omitempty"`                                           // count as opened by the session, for writing
+	Handle         uint64                 `protobuf:"varint,17,opt,name=handle,proto3" json:"handle,omitempty"`                                       // with open: as OpenRequest.handle
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1295,6 +1296,13 @@ func (x *CreateRequest) GetOpen() bool {
 		return x.Open
 	}
 	return false
+}
+
+func (x *CreateRequest) GetHandle() uint64 {
+	if x != nil {
+		return x.Handle
+	}
+	return 0
 }
 
 type RemoveRequest struct {
@@ -1905,6 +1913,7 @@ type OpenRequest struct {
 	Read          bool                   `protobuf:"varint,4,opt,name=read,proto3" json:"read,omitempty"`
 	Write         bool                   `protobuf:"varint,5,opt,name=write,proto3" json:"write,omitempty"`
 	MinIndex      uint64                 `protobuf:"varint,6,opt,name=min_index,json=minIndex,proto3" json:"min_index,omitempty"`
+	Handle        uint64                 `protobuf:"varint,7,opt,name=handle,proto3" json:"handle,omitempty"` // drawn by the client for this handle: repeated opens count once; 0: each counts
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1977,6 +1986,13 @@ func (x *OpenRequest) GetWrite() bool {
 func (x *OpenRequest) GetMinIndex() uint64 {
 	if x != nil {
 		return x.MinIndex
+	}
+	return 0
+}
+
+func (x *OpenRequest) GetHandle() uint64 {
+	if x != nil {
+		return x.Handle
 	}
 	return 0
 }
@@ -2061,7 +2077,8 @@ type CloseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
 	Inode         uint64                 `protobuf:"varint,2,opt,name=inode,proto3" json:"inode,omitempty"`
-	Write         bool                   `protobuf:"varint,3,opt,name=write,proto3" json:"write,omitempty"` // the handle was open for writing
+	Write         bool                   `protobuf:"varint,3,opt,name=write,proto3" json:"write,omitempty"`   // the handle was open for writing
+	Handle        uint64                 `protobuf:"varint,4,opt,name=handle,proto3" json:"handle,omitempty"` // as it was opened
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2115,6 +2132,13 @@ func (x *CloseRequest) GetWrite() bool {
 		return x.Write
 	}
 	return false
+}
+
+func (x *CloseRequest) GetHandle() uint64 {
+	if x != nil {
+		return x.Handle
+	}
+	return 0
 }
 
 type CloseReply struct {
@@ -2306,6 +2330,7 @@ type GetChunksRequest struct {
 	ForWrite      bool                   `protobuf:"varint,5,opt,name=for_write,json=forWrite,proto3" json:"for_write,omitempty"` // the tail is opened if the last chunk is among them
 	MinIndex      uint64                 `protobuf:"varint,6,opt,name=min_index,json=minIndex,proto3" json:"min_index,omitempty"`
 	Caller        *Caller                `protobuf:"bytes,7,opt,name=caller,proto3" json:"caller,omitempty"`
+	Unsynced      bool                   `protobuf:"varint,8,opt,name=unsynced,proto3" json:"unsynced,omitempty"` // only those that may hold acknowledged data which is not on stable storage; in order of index
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2387,6 +2412,13 @@ func (x *GetChunksRequest) GetCaller() *Caller {
 		return x.Caller
 	}
 	return nil
+}
+
+func (x *GetChunksRequest) GetUnsynced() bool {
+	if x != nil {
+		return x.Unsynced
+	}
+	return false
 }
 
 type GetChunksReply struct {
@@ -3570,7 +3602,7 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\x06inodes\x18\x04 \x01(\x03R\x06inodes\x12\x16\n" +
 	"\x06chunks\x18\x05 \x01(\x03R\x06chunks\x12\x1d\n" +
 	"\n" +
-	"data_bytes\x18\x06 \x01(\x03R\tdataBytes\"\xf6\x03\n" +
+	"data_bytes\x18\x06 \x01(\x03R\tdataBytes\"\x8e\x04\n" +
 	"\rCreateRequest\x12.\n" +
 	"\x06header\x18\x01 \x01(\v2\x16.dfs.v1.MutationHeaderR\x06header\x12#\n" +
 	"\x06parent\x18\x02 \x01(\v2\v.dfs.v1.RefR\x06parent\x12\x12\n" +
@@ -3591,7 +3623,8 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"want_chunk\x18\x0e \x01(\bR\twantChunk\x12\x1f\n" +
 	"\vnear_server\x18\x0f \x01(\x04R\n" +
 	"nearServer\x12\x12\n" +
-	"\x04open\x18\x10 \x01(\bR\x04open\"\xdc\x01\n" +
+	"\x04open\x18\x10 \x01(\bR\x04open\x12\x16\n" +
+	"\x06handle\x18\x11 \x01(\x04R\x06handle\"\xdc\x01\n" +
 	"\rRemoveRequest\x12.\n" +
 	"\x06header\x18\x01 \x01(\v2\x16.dfs.v1.MutationHeaderR\x06header\x12#\n" +
 	"\x06parent\x18\x02 \x01(\v2\v.dfs.v1.RefR\x06parent\x12\x12\n" +
@@ -3653,25 +3686,27 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\x12RemoveXattrRequest\x12.\n" +
 	"\x06header\x18\x01 \x01(\v2\x16.dfs.v1.MutationHeaderR\x06header\x12\x1d\n" +
 	"\x03ref\x18\x02 \x01(\v2\v.dfs.v1.RefR\x03ref\x12\x12\n" +
-	"\x04name\x18\x03 \x01(\fR\x04name\"\xb5\x01\n" +
+	"\x04name\x18\x03 \x01(\fR\x04name\"\xcd\x01\n" +
 	"\vOpenRequest\x12&\n" +
 	"\x06caller\x18\x01 \x01(\v2\x0e.dfs.v1.CallerR\x06caller\x12\x1d\n" +
 	"\x03ref\x18\x02 \x01(\v2\v.dfs.v1.RefR\x03ref\x12\x18\n" +
 	"\asession\x18\x03 \x01(\x04R\asession\x12\x12\n" +
 	"\x04read\x18\x04 \x01(\bR\x04read\x12\x14\n" +
 	"\x05write\x18\x05 \x01(\bR\x05write\x12\x1b\n" +
-	"\tmin_index\x18\x06 \x01(\x04R\bminIndex\"\xab\x01\n" +
+	"\tmin_index\x18\x06 \x01(\x04R\bminIndex\x12\x16\n" +
+	"\x06handle\x18\a \x01(\x04R\x06handle\"\xab\x01\n" +
 	"\tOpenReply\x12 \n" +
 	"\x04attr\x18\x01 \x01(\v2\f.dfs.v1.AttrR\x04attr\x12\x1f\n" +
 	"\vinline_data\x18\x02 \x01(\fR\n" +
 	"inlineData\x12+\n" +
 	"\x06chunks\x18\x03 \x03(\v2\x13.dfs.v1.ChunkConfigR\x06chunks\x12\x14\n" +
 	"\x05index\x18\x04 \x01(\x04R\x05index\x12\x18\n" +
-	"\acreated\x18\x05 \x01(\bR\acreated\"T\n" +
+	"\acreated\x18\x05 \x01(\bR\acreated\"l\n" +
 	"\fCloseRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x14\n" +
 	"\x05inode\x18\x02 \x01(\x04R\x05inode\x12\x14\n" +
-	"\x05write\x18\x03 \x01(\bR\x05write\"\"\n" +
+	"\x05write\x18\x03 \x01(\bR\x05write\x12\x16\n" +
+	"\x06handle\x18\x04 \x01(\x04R\x06handle\"\"\n" +
 	"\n" +
 	"CloseReply\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\"\x9e\x01\n" +
@@ -3684,7 +3719,7 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\x10WriteInlineReply\x12 \n" +
 	"\x04attr\x18\x01 \x01(\v2\f.dfs.v1.AttrR\x04attr\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"\xca\x01\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"\xe6\x01\n" +
 	"\x10GetChunksRequest\x12\x14\n" +
 	"\x05inode\x18\x01 \x01(\x04R\x05inode\x12\x14\n" +
 	"\x05first\x18\x02 \x01(\x03R\x05first\x12\x14\n" +
@@ -3692,7 +3727,8 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\x04last\x18\x04 \x01(\bR\x04last\x12\x1b\n" +
 	"\tfor_write\x18\x05 \x01(\bR\bforWrite\x12\x1b\n" +
 	"\tmin_index\x18\x06 \x01(\x04R\bminIndex\x12&\n" +
-	"\x06caller\x18\a \x01(\v2\x0e.dfs.v1.CallerR\x06caller\"\x96\x01\n" +
+	"\x06caller\x18\a \x01(\v2\x0e.dfs.v1.CallerR\x06caller\x12\x1a\n" +
+	"\bunsynced\x18\b \x01(\bR\bunsynced\"\x96\x01\n" +
 	"\x0eGetChunksReply\x12+\n" +
 	"\x06chunks\x18\x01 \x03(\v2\x13.dfs.v1.ChunkConfigR\x06chunks\x12 \n" +
 	"\x04attr\x18\x02 \x01(\v2\f.dfs.v1.AttrR\x04attr\x12\x1f\n" +
