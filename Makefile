@@ -28,6 +28,9 @@ race: test ## the same as test: tests always run with the race detector
 sim: ## the whole-cluster simulation, SEEDS seeds, without the race detector
 	DFS_SIM_SEEDS=$(SEEDS) $(GO) test -timeout 30m -run 'TestSimulation' ./testcluster
 
+posix: ## the POSIX cases, the random exerciser and real programs on a mount, at full length (needs root)
+	$(GO) test -timeout 60m -run 'TestPosix|TestExercise|TestPrograms' ./fusefs -exercise-ops 1000000 -programs-long
+
 crash: ## fail and crash the disk at every operation: chunk store and Raft log
 	$(GO) test -race -timeout 20m -run 'Crash|Fail|Fault|Corrupt' ./internal/vfs ./chunkserver/store ./master/raftlog ./master/kv
 
@@ -73,4 +76,4 @@ $(TOOLS)/protoc-gen-go: tools/go.mod
 $(TOOLS)/protoc-gen-go-grpc: tools/go.mod
 	cd tools && $(GO) build -o ../$(TOOLS)/ google.golang.org/grpc/cmd/protoc-gen-go-grpc
 
-.PHONY: help build demo test race sim crash fuzz bench lint fmt fmt-check gen gen-check cover clean
+.PHONY: help build demo test race sim posix crash fuzz bench lint fmt fmt-check gen gen-check cover clean

@@ -98,7 +98,11 @@ func (c *chunk) activate(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		c.mu.Lock()
+		holds := c.end.holds
+		c.mu.Unlock()
 		grant, err := c.srv.acquireLease(ctx, c.id)
+		grant.holds = holds
 		if err != nil {
 			if errors.Is(err, dfserr.ErrNotPrimary) || errors.Is(err, dfserr.ErrNotExist) {
 				c.mu.Lock()
@@ -162,6 +166,7 @@ func (c *chunk) renewed(g grantReply, period uint64) bool {
 	}
 	c.leaseUntil, c.currentIn, c.minReplicas = g.until, period, g.minReplicas
 	c.touchedAt = time.Now()
+	c.end.learn(g, c.touchedAt)
 	return true
 }
 
@@ -203,6 +208,8 @@ func (c *chunk) becomeActiveLocked(a *activation, g grantReply, period uint64) {
 	c.localSeq, c.sentSeq, c.downSeq, c.committed, c.notified = last, last, last, last, 0
 	c.length, c.commitLen = a.state.Length, a.state.Length
 	c.syncedSeq = 0
+	c.end.last = 0
+	c.end.learn(g, c.touchedAt)
 	c.next, c.rest = 0, nil
 	if chain := a.cfg.replicas[1:]; len(chain) > 0 {
 		c.next = chain[0]

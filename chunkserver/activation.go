@@ -54,7 +54,7 @@ func (a *activation) begin() error {
 	if err := c.refusesLocked(cfg.version); err != nil {
 		return err
 	}
-	c.ready = false
+	c.ready, c.end.may = false, false
 	c.detachLocked()
 	c.role, c.promised, c.activation, c.cfg = rolePrimary, cfg.version, a.number, cfg
 	c.currentIn, c.upstream = 0, nil

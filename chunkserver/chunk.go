@@ -62,6 +62,7 @@ type chunk struct {
 	syncedSeq   dfs.Seq  // on stable storage everywhere, within this activation
 	syncRun     *flight  // running Sync
 	syncNext    *flight  // the one after it, which covers whoever comes now
+	end         fileEnd
 
 	// Of a secondary.
 	resolving *flight        // finding out the configuration
@@ -390,6 +391,7 @@ func (c *chunk) breakLocked(f *failure) {
 func (c *chunk) retireLocked(err error) {
 	c.ready, c.role, c.cfg, c.activation, c.fault = false, roleNone, nil, 0, nil
 	c.currentIn = 0
+	c.end.may = false
 	c.detachLocked()
 	c.upstream = nil
 	c.dropWaitersLocked(0, err)

@@ -53,7 +53,8 @@ type Config struct {
 	ChunkQueue int64
 	// MaxChunks is how many chunks the process keeps roles of before it forgets idle ones. [4096]
 	MaxChunks int
-	// MaxCopies is how many replicas are copied to this server at once on the master's order. [4]
+	// MaxCopies is how many replicas are copied to this server at once on the master's order; the master, which knows their sizes, keeps to
+	// fewer. [64]
 	MaxCopies int
 	// ScrubInterval is the time in which every replica is read and verified once. [7 days; negative: never]
 	ScrubInterval time.Duration
@@ -78,7 +79,7 @@ func (c Config) withDefaults() Config {
 	c.StreamWindow = cmp.Or(c.StreamWindow, 64*dfs.MiB)
 	c.ChunkQueue = cmp.Or(c.ChunkQueue, 16*dfs.MiB)
 	c.MaxChunks = cmp.Or(c.MaxChunks, 4096)
-	c.MaxCopies = cmp.Or(c.MaxCopies, 4)
+	c.MaxCopies = cmp.Or(c.MaxCopies, 64)
 	c.ScrubInterval = cmp.Or(c.ScrubInterval, 7*24*time.Hour)
 	c.ScrubRate = cmp.Or(c.ScrubRate, 32*dfs.MiB)
 	return c

@@ -21,7 +21,11 @@ func (h *handlers) Stat(ctx context.Context, req *dfsv1.ChunkStatRequest) (*dfsv
 	}
 	defer s.chunks.release(c)
 	if req.GetExact() {
-		if _, err := c.primaryView(ctx, dfs.Version(req.GetVersion())); err != nil {
+		v, err := c.primaryView(ctx, dfs.Version(req.GetVersion()))
+		if err == nil && req.GetHoldAppends() {
+			err = c.holdAppends(ctx, v)
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

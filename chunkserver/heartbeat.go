@@ -29,10 +29,11 @@ const (
 
 // beat is what was sent in one heartbeat.
 type beat struct {
-	disks   bool // the disks\' usage was in it
-	sentAt  time.Time
-	renewed []*chunk
-	corrupt []dfs.ChunkID
+	disks    bool // the disks\' usage was in it
+	sentAt   time.Time
+	renewed  []*chunk
+	released []dfs.ChunkID
+	corrupt  []dfs.ChunkID
 }
 
 // heartbeats keeps a stream to the leading master up until ctx ends. A fatal error is returned.
@@ -116,7 +117,20 @@ func (s *Server) heartbeatStream(ctx context.Context, addr string) (answered boo
 	}
 	cancel(nil)
 	<-done
+	h.keepReleases()
 	return answered, err
+}
+
+// keepReleases has the leases that were given back in unanswered heartbeats told of again.
+func (h *heartbeat) keepReleases() {
+	s := h.srv
+	s.beatMu.Lock()
+	defer s.beatMu.Unlock()
+	for n, b := range h.sent {
+		if n > h.answered {
+			s.released = append(s.released, b.released...)
+		}
+	}
 }
 
 // heartbeat is one stream.
@@ -126,7 +140,8 @@ type heartbeat struct {
 	addr     string
 	interval chan time.Duration // tells send of a new interval
 
-	sent map[uint64]beat // guarded by srv.beatMu: the last answered and the unanswered, by number
+	sent     map[uint64]beat // guarded by srv.beatMu: the last answered and the unanswered, by number
+	answered uint64          // guarded by srv.beatMu: number of the last answered
 }
 
 // send sends heartbeats at the interval, and at once when there is something to tell.
@@ -186,7 +201,11 @@ func (h *heartbeat) compose(number uint64) (*dfsv1.HeartbeatRequest, beat) {
 	s.beatMu.Lock()
 	defer s.beatMu.Unlock()
 	for _, id := range s.released {
-		req.ReleaseLeases = append(req.ReleaseLeases, uint64(id))
+		// What has been taken up again since is not given back.
+		if !slices.ContainsFunc(b.renewed, func(c *chunk) bool { return c.id == id }) {
+			b.released = append(b.released, id)
+			req.ReleaseLeases = append(req.ReleaseLeases, uint64(id))
+		}
 	}
 	s.released = nil
 	for id := range s.corrupt {
@@ -207,6 +226,7 @@ func (h *heartbeat) take(ctx context.Context, reply *dfsv1.HeartbeatReply) error
 		}
 	}
 	if ok {
+		h.answered = max(h.answered, reply.GetNumber())
 		for _, id := range b.corrupt {
 			delete(s.corrupt, id)
 		}
@@ -259,12 +279,12 @@ func (c *chunk) extend(until time.Time) {
 	}
 }
 
-// leases returns the chunks whose write leases are to be renewed.
+// leases returns the chunks whose write leases are to be renewed: also those whose lease ran out, while no master could be reached, and that have data to be synced.
 func (s *Server) leases(now time.Time) []*chunk {
 	var list []*chunk
 	for _, c := range s.chunks.all() {
 		c.mu.Lock()
-		if c.role == rolePrimary && c.ready && now.Before(c.leaseUntil) {
+		if c.role == rolePrimary && c.ready && (now.Before(c.leaseUntil) || c.committed > c.syncedSeq) {
 			list = append(list, c)
 		}
 		c.mu.Unlock()

@@ -84,11 +84,13 @@ func (c *chunk) lookAfter(now time.Time) {
 	}
 }
 
-// releaseLease syncs a chunk everywhere and gives its lease back, unless it was used within idle of now.
+// releaseLease syncs a chunk everywhere and gives its lease back, unless it was used within idle of now. The master takes a lease that was given
+// back to mean that all data of the chunk is on stable storage; so one that has run out, while no master could be reached, is no reason not to sync.
 func (c *chunk) releaseLease(ctx context.Context, idle time.Duration) {
 	now := time.Now()
 	c.mu.Lock()
-	v, ok := c.viewLocked(now)
+	v := view{rep: c.rep, version: c.promised, activation: c.activation}
+	primary := c.role == rolePrimary && c.ready
 	busy := c.releasing
 	dirty := c.committed > c.syncedSeq
 	c.releasing = true
@@ -101,7 +103,7 @@ func (c *chunk) releaseLease(ctx context.Context, idle time.Duration) {
 		c.releasing = false
 		c.mu.Unlock()
 	}()
-	if ok && v.primary && dirty {
+	if primary && dirty {
 		if err := c.syncAll(ctx, v); err != nil {
 			c.srv.log.Warn("sync before giving a lease back failed", "chunk", c.id, "error", err)
 			return
@@ -109,7 +111,7 @@ func (c *chunk) releaseLease(ctx context.Context, idle time.Duration) {
 	}
 	c.mu.Lock()
 	done := c.role == rolePrimary && c.ready && c.activation == v.activation && len(c.pending) == 0 && len(c.queue) == 0 && !c.working && c.flight == nil &&
-		now.Sub(c.touchedAt) >= idle
+		c.committed <= c.syncedSeq && now.Sub(c.touchedAt) >= idle
 	if done {
 		c.retireLocked(dfserr.Errorf(dfserr.ErrLeaseExpired, "chunk %s: the lease was given back", c.id))
 	}

@@ -13,6 +13,9 @@ type grantReply struct {
 	cfg         *chunkConfig
 	until       time.Time // of the lease
 	minReplicas int
+	noAppend    bool   // the file does not end in this chunk
+	appendFrom  int64  // least offset of an append
+	holds       uint64 // chunk.holds when the question was asked
 }
 
 // acquireLease asks for the write lease on a chunk, of which this server must be the primary.
@@ -34,7 +37,10 @@ func (s *Server) acquireLease(ctx context.Context, id dfs.ChunkID) (grantReply, 
 	}
 	s.members.learn(reply.GetConfig().GetReplicas())
 	lease := time.Duration(reply.GetLeaseMs()) * time.Millisecond
-	return grantReply{cfg, sentAt.Add(lease - lease/16), int(reply.GetMinReplicas())}, nil
+	return grantReply{
+		cfg: cfg, until: sentAt.Add(lease - lease/16), minReplicas: int(reply.GetMinReplicas()),
+		noAppend: reply.GetNoAppend(), appendFrom: reply.GetAppendFrom(),
+	}, nil
 }
 
 // failure is something to tell the master about a replica.

@@ -32,9 +32,19 @@ func (c *chunk) orderLocked(w *work) {
 		w.refuse(0, dfserr.Errorf(dfserr.ErrLeaseExpired, "write to chunk %s version %d", c.id, h.GetVersion()))
 		return
 	}
+	if h.GetKind() == dfsv1.MutationKind_APPEND && !w.asked && c.end.unsure(now) {
+		w.asked = true
+		c.activateLocked()
+		c.mu.Unlock()
+		return
+	}
 	c.popLocked()
 	c.touchedAt = now
 	cfg, rep, length, tooFew := c.cfg, c.rep, c.length, c.tooFewLocked()
+	end := length // of the file, in the chunk
+	if h.GetKind() == dfsv1.MutationKind_APPEND {
+		end = max(length, c.end.from)
+	}
 	c.mu.Unlock()
 
 	if dfs.Version(h.GetVersion()) < cfg.version {
@@ -49,7 +59,12 @@ func (c *chunk) orderLocked(w *work) {
 		return
 	}
 	m := &w.mutation
-	if err := shape(m, w, cfg.chunkSize, length); err != nil {
+	if err := c.tailLackedBy(h); err != nil {
+		w.refuse(0, err)
+		return
+	}
+	if err := shape(m, w, cfg.chunkSize, end); err != nil {
+		c.noteRefused(h, err)
 		w.refuse(0, dfserr.Errorf(dfserr.Sentinel(err), "write to chunk %s: %v", c.id, err))
 		return
 	}
@@ -115,6 +130,11 @@ func (c *chunk) commitMutation(w *work, length int64) {
 		w.refuse(0, dfserr.Errorf(dfserr.ErrLeaseExpired, "write to chunk %s", c.id))
 		return
 	}
+	if err := c.takeAppendLocked(&w.client, c.localSeq+1); err != nil {
+		c.mu.Unlock()
+		w.refuse(0, err)
+		return
+	}
 	m.Seq = c.localSeq + 1
 	c.pending = append(c.pending, pending{m.Seq, w.ws, w.client.GetTag(), m.Off, length})
 	down := c.sendLocked(w)
@@ -143,10 +163,15 @@ func (c *chunk) appendFirst(w *work, length int64) {
 	c.mu.Lock()
 	rep := c.rep
 	m.Seq = c.localSeq + 1
-	ready := c.ready
+	var refused error
+	if !c.ready {
+		refused = dfserr.Errorf(dfserr.ErrLeaseExpired, "write to chunk %s", c.id)
+	} else {
+		refused = c.takeAppendLocked(&w.client, m.Seq)
+	}
 	c.mu.Unlock()
-	if !ready {
-		w.refuse(0, dfserr.Errorf(dfserr.ErrLeaseExpired, "write to chunk %s", c.id))
+	if refused != nil {
+		w.refuse(0, refused)
 		return
 	}
 	err := rep.Append(m)
@@ -334,8 +359,8 @@ func (c *chunk) linkLocked() *dfsv1.ForwardHeader {
 	return &dfsv1.ForwardHeader{Chunk: uint64(c.id), Version: uint64(c.promised), Activation: c.activation}
 }
 
-// shape checks a client's frame and makes a mutation, without version and seq, of it. length is the chunk's now.
-func shape(m *store.Mutation, w *work, chunkSize, length int64) error {
+// shape checks a client's frame and makes a mutation, without version and seq, of it. end is where an append goes at the earliest.
+func shape(m *store.Mutation, w *work, chunkSize, end int64) error {
 	h, n := &w.client, int64(w.frame.Len())
 	bad := func(format string, args ...any) error { return dfserr.Errorf(dfserr.ErrInvalid, format, args...) }
 	m.Off, m.Len, m.Writer, m.Request = h.GetOffset(), h.GetLength(), h.GetWriter(), h.GetRequest()
@@ -370,7 +395,7 @@ func shape(m *store.Mutation, w *work, chunkSize, length int64) error {
 		if !dfs.CheckRange(h.GetMinOffset(), 0, chunkSize) {
 			return bad("append at %d or later in a chunk of %d", h.GetMinOffset(), chunkSize)
 		}
-		m.Off = max(length, h.GetMinOffset())
+		m.Off = max(end, h.GetMinOffset())
 		if !dfs.CheckRange(m.Off, m.Len, chunkSize) {
 			return dfserr.Errorf(dfserr.ErrChunkFull, "append of %d bytes at %d in a chunk of %d", m.Len, m.Off, chunkSize)
 		}

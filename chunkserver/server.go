@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -132,7 +133,11 @@ func (s *Server) identify() (complete bool, err error) {
 		switch {
 		case err == nil && s.id == 0:
 			s.id, s.cluster = id.Server, id.Cluster
-		case err == nil, errors.Is(err, dfserr.ErrNotExist), errors.Is(err, dfserr.ErrDiskFailed): // store.Open judges
+		case errors.Is(err, dfserr.ErrNotExist): // to be formatted: the master need not hear of a server that cannot be
+			if err := store.CheckWritable(d); err != nil && !errors.Is(err, dfserr.ErrDiskFailed) {
+				return false, err
+			}
+		case err == nil, errors.Is(err, dfserr.ErrDiskFailed): // store.Open judges
 		default:
 			return false, err
 		}
@@ -203,7 +208,7 @@ func (s *Server) join(cluster dfs.ClusterID) error {
 	s.cluster = cluster
 	s.idMu.Unlock()
 	if err := s.openStore(s.ctx); err != nil {
-		return errors.Join(errFatal, err)
+		return fmt.Errorf("%w: %w", errFatal, err)
 	}
 	return nil
 }

@@ -31,6 +31,7 @@ type work struct {
 	charged int64
 	holders atomic.Int32 // of the payload; the last one frees it
 	tries   int          // activations begun for the sake of this frame
+	asked   bool         // the master has been asked, for the sake of this frame, whether the file ends here
 
 	mutation store.Mutation
 }

@@ -32,7 +32,7 @@ type Attr struct {
 	UID, GID    uint32
 	Nlink       uint32
 	Rdev        uint32 // of a device
-	Size        int64  // bytes; of a file its exact length
+	Size        int64  // bytes; of a file its exact length, unless SizeIsBound
 	Atime       time.Time
 	Mtime       time.Time
 	Ctime       time.Time
@@ -43,6 +43,9 @@ type Attr struct {
 	Inline      bool      // the file's bytes are in the inode
 	Chunks      int64     // index of the last chunk + 1; 0 when inline
 	Version     dfs.Index // of the last change of these attributes
+	// SizeIsBound, in directory listings and after Peek: the chunkservers that know the length did not answer, and
+	// the file has at least Size bytes.
+	SizeIsBound bool
 }
 
 // FileInfo describes one name and the inode behind it. It implements fs.FileInfo and fs.DirEntry; Sys
@@ -98,7 +101,7 @@ func attrOf(a *dfsv1.Attr) Attr {
 		Inode: dfs.InodeID(a.GetInode()), Mode: fileMode(a.GetMode()), UID: a.GetUid(), GID: a.GetGid(), Nlink: a.GetNlink(), Rdev: a.GetRdev(),
 		Size: a.GetLength(), Atime: instant(a.GetAtimeNs()), Mtime: instant(a.GetMtimeNs()), Ctime: instant(a.GetCtimeNs()), Btime: instant(a.GetBtimeNs()),
 		Target: string(a.GetSymlinkTarget()), ChunkSize: a.GetChunkSize(), Replication: int(a.GetReplication()), Inline: a.GetInline(),
-		Chunks: a.GetChunks(), Version: dfs.Index(a.GetVersion()),
+		Chunks: a.GetChunks(), Version: dfs.Index(a.GetVersion()), SizeIsBound: a.GetLengthIsBound(),
 	}
 }
 

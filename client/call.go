@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,30 +16,9 @@ import (
 	dfsv1 "dfs/proto/dfs/v1"
 )
 
-// Pauses between attempts: they double from the first to the last, each drawn from its upper half.
-const (
-	backoffFirst = 10 * time.Millisecond
-	backoffLast  = time.Second
-)
-
-// pause is the waiting of one retry loop.
-type pause struct{ next time.Duration }
-
-// wait sleeps, or returns ctx's error.
-func (p *pause) wait(ctx context.Context) error {
-	if p.next == 0 {
-		p.next = backoffFirst
-	}
-	d := p.next/2 + rand.N(p.next/2+1)
-	p.next = min(2*p.next, backoffLast)
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+// newBackoff returns the pauses between attempts at a master.
+func newBackoff() rpc.Backoff {
+	return rpc.Backoff{First: 10 * time.Millisecond, Last: time.Second}
 }
 
 // masters makes calls to whichever master leads. Safe for concurrent use.
@@ -93,7 +71,7 @@ func (m *masters) blame(i int) {
 // may have reached a master without its answer reaching us ends, so the caller knows that the outcome was once in doubt.
 func (m *masters) call(ctx context.Context, doubt *bool, attempt func(ctx context.Context, c dfsv1.MasterClient) error) error {
 	var last error
-	var p pause
+	p := newBackoff()
 	for {
 		if err := ctx.Err(); err != nil {
 			return m.gaveUp(err, last)
@@ -128,7 +106,7 @@ func (m *masters) call(ctx context.Context, doubt *bool, attempt func(ctx contex
 			return err
 		}
 		last = err
-		if err := p.wait(ctx); err != nil {
+		if err := p.Wait(ctx); err != nil {
 			return m.gaveUp(err, last)
 		}
 	}

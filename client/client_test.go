@@ -1062,3 +1062,56 @@ func TestClientCloses(t *testing.T) {
 		}
 	})
 }
+
+// TestCloseRename: closing under another name is one request that also ends the handle's count; when the name is refused the file is
+// closed, complete, under its old one.
+func TestCloseRename(t *testing.T) {
+	run(t, func(t *testing.T, b *fake.Cluster, c *client.Client) {
+		ctx, data := t.Context(), random(3*dfs.InlineMax)
+		write := func(path string) *client.File {
+			f, err := c.CreateFile(ctx, path, os.O_WRONLY|os.O_EXCL, 0o644, client.CreateOptions{Large: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.Buffered().Write(data); err != nil {
+				t.Fatal(err)
+			}
+			return f
+		}
+		read := func(path string) {
+			t.Helper()
+			if got, err := c.ReadFile(ctx, path); err != nil || !bytes.Equal(got, data) {
+				t.Errorf("%s: %d bytes, %v", path, len(got), err)
+			}
+		}
+		if err := write("/temp").CloseRename("/final", true); err != nil {
+			t.Fatal(err)
+		}
+		read("/final")
+		if _, err := c.Stat(ctx, "/temp"); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the old name: %v", err)
+		}
+		f := write("/temp")
+		if err := f.CloseRename("/final", true); !errors.Is(err, fs.ErrExist) {
+			t.Errorf("a name that is taken: %v", err)
+		}
+		if err := f.Close(); !errors.Is(err, dfserr.ErrClosed) {
+			t.Errorf("second close: %v", err)
+		}
+		read("/temp")
+		// What has no chunks is closed and then renamed.
+		f, err := c.Create(ctx, "/small", 0o644)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write(data[:10]); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.CloseRename("/small2", false); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := c.ReadFile(ctx, "/small2"); err != nil || !bytes.Equal(got, data[:10]) {
+			t.Errorf("/small2: %d bytes, %v", len(got), err)
+		}
+	})
+}

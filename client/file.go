@@ -102,6 +102,8 @@ type CreateOptions struct {
 	ChunkSize      int64 // bytes, a power of two from MinChunkSize to MaxChunkSize
 	Replication    int   // replicas of each chunk, 0 to MaxReplication
 	ReplicationSet bool  // Replication is meant even when 0
+	// Large says that more than dfs.InlineMax bytes are about to be written: the first chunk is allocated in the same step.
+	Large bool
 }
 
 // CreateFile is OpenFile with O_CREATE and a layout for the file if it is made.
@@ -170,7 +172,7 @@ func (c *Client) createFile(ctx context.Context, path string, flag int, perm fs.
 		r.Truncate = flag&os.O_TRUNC != 0
 		r.ChunkSize, r.Replication, r.ReplicationSet = o.ChunkSize, uint32(o.Replication), o.ReplicationSet || o.Replication > 0
 		r.NearServer = uint64(c.cfg.NearServer)
-		r.Open = true
+		r.Open, r.WantChunk = true, o.Large
 	})
 	if err != nil {
 		return nil, err
@@ -178,7 +180,13 @@ func (c *Client) createFile(ctx context.Context, path string, flag int, perm fs.
 	if !reply.GetCreated() && flag&os.O_TRUNC != 0 {
 		c.cache.InvalidateFrom(dfs.InodeID(reply.GetAttr().GetInode()), 0)
 	}
-	return c.newFile(path, flag, reply, true, true), nil
+	f := c.newFile(path, flag, reply, true, true)
+	if k := reply.GetChunks(); o.Large && reply.GetCreated() && len(k) == 1 {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.keepLocked(0, c.chunks.NewWriter(locationOf(k[0])))
+	}
+	return f, nil
 }
 
 // newFile makes a handle from the master's reply to an open.
@@ -442,7 +450,21 @@ func (f *file) sync(ctx context.Context) error {
 
 // Close ends the handle: it flushes BufferedWriters, records length and modification time when chunks were written,
 // and returns the first write error this file has had. A second Close gives ErrClosed.
-func (f *File) Close() error {
+func (f *File) Close() error { return f.close(nil) }
+
+// CloseRename is Close and then Rename of the path that was opened to newPath, or with noReplace RenameNoReplace. When nothing fails
+// both happen in one step at the master. After an error of Close nothing is renamed; after one of Rename the file is closed all the same.
+func (f *File) CloseRename(newPath string, noReplace bool) error {
+	r, err := renameRequest(f.name, newPath)
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	r.NoReplace = noReplace
+	return f.close(r)
+}
+
+// close is Close, and with r a rename after it.
+func (f *File) close(r *dfsv1.RenameRequest) error {
 	f.mu.Lock()
 	if f.closed {
 		f.mu.Unlock()
@@ -466,13 +488,50 @@ func (f *File) Close() error {
 	f.seq.reset()
 	f.posMu.Unlock()
 	f.fetches.Wait()
+	released := false
 	if modified {
-		if cerr := f.commitLength(f.ctx, true); err == nil {
+		last := lastCommit{release: f.counted && f.asWriter}
+		if err == nil {
+			last.rename = r
+		}
+		cerr := f.commitLength(f.ctx, last)
+		switch {
+		case cerr == nil && last.rename != nil:
+			r = nil
+		case cerr != nil && last.rename != nil && refused(cerr):
+			// Nothing has happened. Without the name it succeeds, or says that it was not the name.
+			last.rename = nil
+			if again := f.commitLength(f.ctx, last); again == nil {
+				released = last.release
+				f.released(f.ctx, released)
+				return pathErr("rename", f.name, cerr)
+			}
+		}
+		released = cerr == nil && last.release
+		if err == nil {
 			err = cerr
 		}
 	}
-	f.release(f.ctx)
+	f.released(f.ctx, released)
+	if err == nil && r != nil {
+		return pathErr("rename", f.name, f.c.renameAs(f.ctx, r))
+	}
 	return pathErr("close", f.name, err)
+}
+
+// refused reports whether an error is the master's answer that a mutation was not carried out, rather than the lack of one.
+func refused(err error) bool {
+	return dfserr.ClassOf(err) == dfserr.GiveUp && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) &&
+		!errors.Is(err, dfserr.ErrUnknownSession)
+}
+
+// released ends the count of the handle; byMaster says that the master has done so already.
+func (f *file) released(ctx context.Context, byMaster bool) {
+	if byMaster {
+		f.c.session.closed(f.inode)
+		return
+	}
+	f.release(ctx)
 }
 
 // release ends the master's count of the handle: at once when it was for writing, else in the background.
@@ -495,15 +554,22 @@ func (f *file) release(ctx context.Context) {
 	}
 }
 
-// commitLength records how far the file was written, and that it was.
-func (f *file) commitLength(ctx context.Context, closing bool) error {
+// lastCommit is what the recording of a file's length at its close may do besides.
+type lastCommit struct {
+	release bool                 // end the count of the handle
+	rename  *dfsv1.RenameRequest // nil: none
+}
+
+// commitLength records, at a close, how far the file was written, and that it was.
+func (f *file) commitLength(ctx context.Context, last lastCommit) error {
 	f.mu.Lock()
 	end := f.end
 	f.mu.Unlock()
 	for attempt := 0; ; attempt++ {
 		err := f.c.changeAttr(ctx, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
 			return m.CommitLength(ctx, &dfsv1.CommitLengthRequest{
-				Header: h, Inode: uint64(f.inode), Length: end.off, Chunk: uint64(end.chunk), Version: uint64(end.version), Modified: true, Closing: closing,
+				Header: h, Inode: uint64(f.inode), Length: end.off, Chunk: uint64(end.chunk), Version: uint64(end.version), Modified: true, Closing: true,
+				Release: last.release, Rename: last.rename,
 			})
 		})
 		if err == nil || !errors.Is(err, dfserr.ErrStaleVersion) || attempt == commitAttempts {

@@ -15,7 +15,12 @@ import (
 
 // getAttr asks for attributes, fresh.
 func (c *Client) getAttr(ctx context.Context, r *dfsv1.Ref) (*dfsv1.Attr, error) {
-	req := &dfsv1.GetAttrRequest{Caller: c.caller(), Ref: r, MinIndex: c.minIndex()}
+	return c.askAttr(ctx, &dfsv1.GetAttrRequest{Ref: r})
+}
+
+// askAttr sends a request that names what to describe.
+func (c *Client) askAttr(ctx context.Context, req *dfsv1.GetAttrRequest) (*dfsv1.Attr, error) {
+	req.Caller, req.MinIndex = c.caller(), c.minIndex()
 	var reply *dfsv1.AttrReply
 	err := c.ask(ctx, func(ctx context.Context, m dfsv1.MasterClient) (err error) {
 		reply, err = m.GetAttr(ctx, req)
@@ -26,6 +31,20 @@ func (c *Client) getAttr(ctx context.Context, r *dfsv1.Ref) (*dfsv1.Attr, error)
 	}
 	c.masters.observe(reply.GetIndex())
 	return reply.GetAttr(), nil
+}
+
+// Peek is Stat, or Lstat with noFollow, for callers that can do without the exact length of a file: when the chunkservers that
+// know it do not answer within about two seconds, Attr.SizeIsBound is set. Stat waits for them.
+func (c *Client) Peek(ctx context.Context, path string, noFollow bool) (*FileInfo, error) {
+	r, err := ref(path, noFollow)
+	if err != nil {
+		return nil, pathErr("stat", path, err)
+	}
+	a, err := c.askAttr(ctx, &dfsv1.GetAttrRequest{Ref: r, BoundOk: true})
+	if err != nil {
+		return nil, pathErr("stat", path, err)
+	}
+	return infoOf(path, a), nil
 }
 
 // Stat describes path, following a last symbolic link.
@@ -68,7 +87,7 @@ func (c *Client) ReadDir(ctx context.Context, path string) ([]*FileInfo, error) 
 
 // ReadDirFunc calls each for the entries of a directory whose names come after the given one ("": all), in byte order of
 // name, with attributes, fetching a page at a time. Entries made or removed meanwhile may or may not be
-// seen; all others are seen exactly once. fs.SkipAll from each ends it without an error, any other error is returned.
+// seen; all others are seen exactly once. Where Attr.SizeIsBound is set the exact length was not to be had. fs.SkipAll from each ends it without an error, any other error is returned.
 func (c *Client) ReadDirFunc(ctx context.Context, path, after string, each func(*FileInfo) error) error {
 	r, err := ref(path, false)
 	if err != nil {
@@ -340,19 +359,35 @@ func (c *Client) Exchange(ctx context.Context, oldPath, newPath string) error {
 }
 
 func (c *Client) rename(ctx context.Context, oldPath, newPath string, noReplace, exchange bool) error {
+	r, err := renameRequest(oldPath, newPath)
+	if err != nil {
+		return err
+	}
+	r.NoReplace, r.Exchange = noReplace, exchange
+	return pathErr("rename", oldPath, c.renameAs(ctx, r))
+}
+
+// renameRequest names the two paths. Its error is a *fs.PathError.
+func renameRequest(oldPath, newPath string) (*dfsv1.RenameRequest, error) {
 	oldParent, oldName, err := parentRef(oldPath)
 	if err != nil {
-		return pathErr("rename", oldPath, err)
+		return nil, pathErr("rename", oldPath, err)
 	}
 	newParent, newName, err := parentRef(newPath)
 	if err != nil {
-		return pathErr("rename", newPath, err)
+		return nil, pathErr("rename", newPath, err)
 	}
-	return pathErr("rename", oldPath, c.changeAttr(ctx, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
+	return &dfsv1.RenameRequest{OldParent: oldParent, OldName: oldName, NewParent: newParent, NewName: newName}, nil
+}
+
+// renameAs makes a request that is complete but for its header.
+func (c *Client) renameAs(ctx context.Context, r *dfsv1.RenameRequest) error {
+	return c.changeAttr(ctx, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
 		return m.Rename(ctx, &dfsv1.RenameRequest{
-			Header: h, OldParent: oldParent, OldName: oldName, NewParent: newParent, NewName: newName, NoReplace: noReplace, Exchange: exchange,
+			Header: h, OldParent: r.GetOldParent(), OldName: r.GetOldName(), NewParent: r.GetNewParent(), NewName: r.GetNewName(),
+			NoReplace: r.GetNoReplace(), Exchange: r.GetExchange(),
 		})
-	}))
+	})
 }
 
 // setAttr changes attributes of path.

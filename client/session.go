@@ -10,6 +10,7 @@ import (
 
 	"dfs/internal/dfs"
 	"dfs/internal/dfserr"
+	"dfs/internal/rpc"
 	dfsv1 "dfs/proto/dfs/v1"
 )
 
@@ -221,7 +222,7 @@ func (s *session) openList() []uint64 {
 
 // keepAlive renews the session until ctx ends or the session is lost.
 func (s *session) keepAlive(ctx context.Context, e *epoch) {
-	var p pause
+	p := newBackoff()
 	for {
 		err := s.renew(ctx, e, &p)
 		if ctx.Err() != nil {
@@ -233,14 +234,14 @@ func (s *session) keepAlive(ctx context.Context, e *epoch) {
 			return
 		}
 		s.log.Debug("keepalive stream broke", "error", err)
-		if p.wait(ctx) != nil {
+		if p.Wait(ctx) != nil {
 			return
 		}
 	}
 }
 
 // renew runs one keepalive stream: a message at a third of the TTL, each answered.
-func (s *session) renew(ctx context.Context, e *epoch, p *pause) error {
+func (s *session) renew(ctx context.Context, e *epoch, p *rpc.Backoff) error {
 	c, i, err := s.c.masters.pick()
 	if err != nil {
 		return err
@@ -267,7 +268,7 @@ func (s *session) renew(ctx context.Context, e *epoch, p *pause) error {
 			}
 			return err
 		}
-		p.next = 0
+		p.Reset()
 		req = &dfsv1.KeepAliveRequest{Session: e.id}
 		select {
 		case <-ticker.C:

@@ -13,7 +13,7 @@ import (
 )
 
 var (
-	exerciseOps  = flag.Int("exercise-ops", 10_000, "operations of each random exercise")
+	exerciseOps  = flag.Int("exercise-ops", 0, "operations of the random exercises, together; 0: 10,000, with the race detector 2,500")
 	exerciseSeed = flag.Uint64("exercise-seed", 0, "seed of the random exercises; 0: draw one")
 	exerciseDir  = flag.String("exercise-dir", "", "with -exercise-dir2: exercise these mounts instead of the test's own")
 	exerciseDir2 = flag.String("exercise-dir2", "", "see -exercise-dir")
@@ -302,6 +302,12 @@ func (e *exerciser) run(n int) {
 
 func TestExercise(t *testing.T) {
 	needFuse(t)
+	if *exerciseOps == 0 {
+		*exerciseOps = 10_000
+		if raceEnabled {
+			*exerciseOps = 2_500
+		}
+	}
 	t.Run("local", func(t *testing.T) {
 		newExerciser(t, 300_000, filepath.Join(t.TempDir(), "f")).run(*exerciseOps)
 	})
@@ -314,12 +320,12 @@ func TestExercise(t *testing.T) {
 	one, _ := mountCluster(t)
 	two, _ := mountCluster(t)
 	t.Run("mount", func(t *testing.T) {
-		newExerciser(t, 300_000, filepath.Join(one, "exercise1")).run(*exerciseOps)
+		newExerciser(t, 300_000, filepath.Join(one, "exercise1")).run(*exerciseOps * 6 / 10)
 	})
 	t.Run("small", func(t *testing.T) {
-		newExerciser(t, 10_000, filepath.Join(one, "exercise2")).run(*exerciseOps / 4)
+		newExerciser(t, 10_000, filepath.Join(one, "exercise2")).run(*exerciseOps * 2 / 10)
 	})
 	t.Run("two mounts", func(t *testing.T) {
-		newExerciser(t, 200_000, filepath.Join(one, "exercise3"), filepath.Join(two, "exercise3")).run(*exerciseOps / 2)
+		newExerciser(t, 200_000, filepath.Join(one, "exercise3"), filepath.Join(two, "exercise3")).run(*exerciseOps * 2 / 10)
 	})
 }

@@ -132,7 +132,7 @@ const closingTime = 5 * time.Second
 // detached; programs that still use it then get errors once this process has ended.
 func (m *Mount) Shutdown(ctx context.Context) error {
 	err := m.Unmount(ctx, false)
-	if err == nil || !errors.Is(err, unix.EBUSY) {
+	if err == nil || !IsBusy(err) {
 		return err
 	}
 	m.server.flushAll(ctx)
@@ -177,7 +177,7 @@ func checkDir(dir string, nonEmpty bool) (string, error) {
 		return "", err
 	}
 	info, err := os.Stat(abs)
-	if errors.Is(err, unix.ENOTCONN) {
+	if isDead(err) {
 		if err := Unmount(abs, true); err != nil {
 			return "", fmt.Errorf("mount point %s holds a dead mount that cannot be removed; try: umount -l %s: %w", abs, abs, err)
 		}

@@ -2,7 +2,6 @@ package fusefs
 
 import (
 	"context"
-	"syscall"
 
 	"bazil.org/fuse"
 
@@ -209,6 +208,3 @@ func (s *Server) setxattr(ctx context.Context, r *fuse.SetxattrRequest) error {
 	r.Respond()
 	return nil
 }
-
-// isDir reports whether st_mode says directory.
-func isDir(mode uint32) bool { return mode&syscall.S_IFMT == syscall.S_IFDIR }

@@ -2,13 +2,13 @@ package fusefs_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"os"
 	"path/filepath"
 	"sort"
 	"strings"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -428,11 +428,12 @@ func (p *posix) dirents(fd, size int) []dirent {
 func (p *posix) parse(r []byte) []dirent {
 	var all []dirent
 	for len(r) > 0 {
-		d := (*unix.Dirent)(unsafe.Pointer(&r[0]))
-		name := r[unsafe.Offsetof(d.Name):d.Reclen]
+		// struct linux_dirent64
+		size := binary.NativeEndian.Uint16(r[16:])
+		name := r[19:size]
 		name = name[:bytes.IndexByte(name, 0)]
-		all = append(all, dirent{d.Ino, d.Off, d.Type, string(name)})
-		r = r[d.Reclen:]
+		all = append(all, dirent{binary.NativeEndian.Uint64(r), int64(binary.NativeEndian.Uint64(r[8:])), r[18], string(name)})
+		r = r[size:]
 	}
 	return all
 }

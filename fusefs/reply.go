@@ -87,8 +87,7 @@ func splitNS(ns int64) (sec int64, nsec uint32) {
 func (s *Server) send(h *fuse.Header, r *reply) {
 	binary.NativeEndian.PutUint32(r.b[0:], uint32(len(r.b)))
 	binary.NativeEndian.PutUint64(r.b[8:], uint64(h.ID))
-	if _, err := syscall.Write(s.fd, r.b); err != nil && err != syscall.ENOENT {
-		// ENOENT: the request was interrupted and nobody waits any more.
+	if _, err := syscall.Write(s.fd, r.b); err != nil && !nobodyWaits(err) {
 		s.log.Debug("reply refused by the kernel", "error", err)
 	}
 	recycle(h)

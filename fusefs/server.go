@@ -17,7 +17,6 @@ package fusefs
 
 import (
 	"context"
-	"errors"
 	"io"
 	"os"
 	"runtime"
@@ -111,7 +110,7 @@ func (s *Server) read(ctx context.Context) error {
 			s.dispatch(ctx, r)
 		case err == io.EOF:
 			return nil
-		case errors.Is(err, syscall.EINTR), errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.ENOENT):
+		case readAgain(err):
 		default:
 			return dfserr.Errorf(dfserr.ErrUnavailable, "reading from /dev/fuse: %v", err)
 		}
@@ -149,7 +148,7 @@ func (s *Server) dispatch(ctx context.Context, r fuse.Request) {
 		case s.slots <- struct{}{}:
 			defer func() { <-s.slots }()
 		case <-opCtx.Done():
-			r.RespondError(syscall.EINTR)
+			r.RespondError(interrupted)
 			return
 		}
 		if err := s.handle(opCtx, r); err != nil {
@@ -246,8 +245,7 @@ func (s *Server) handle(ctx context.Context, r fuse.Request) error {
 		r.Respond()
 		return nil
 	}
-	// The kernel does by itself what a file system answers ENOSYS to (access, poll, lseek …), and stops asking.
-	r.RespondError(syscall.ENOSYS)
+	r.RespondError(leftToKernel)
 	return nil
 }
 

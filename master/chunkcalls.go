@@ -34,15 +34,15 @@ func (m *leader) chunkClient(id dfs.ServerID) (dfsv1.ChunkClient, error) {
 }
 
 // tailStat asks a chunk's primary for the committed length. It fails when the server is not the primary of that
-// version or a newer one.
-func (m *leader) tailStat(ctx context.Context, server dfs.ServerID, chunk dfs.ChunkID, version dfs.Version) (int64, error) {
+// version or a newer one. With hold the primary takes no more appends before it has asked where the file ends.
+func (m *leader) tailStat(ctx context.Context, server dfs.ServerID, chunk dfs.ChunkID, version dfs.Version, hold bool) (int64, error) {
 	c, err := m.chunkClient(server)
 	if err != nil {
 		return 0, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, m.statTimeout())
 	defer cancel()
-	reply, err := c.Stat(ctx, &dfsv1.ChunkStatRequest{Chunk: uint64(chunk), Version: uint64(version), Exact: true})
+	reply, err := c.Stat(ctx, &dfsv1.ChunkStatRequest{Chunk: uint64(chunk), Version: uint64(version), Exact: true, HoldAppends: hold})
 	if err != nil {
 		return 0, err
 	}

@@ -132,6 +132,7 @@ func (c Config) withDefaults() Config {
 	c.DeadAfter = cmp.Or(c.DeadAfter, time.Minute)
 	c.SafeModeTimeout = cmp.Or(c.SafeModeTimeout, 30*time.Second)
 	c.GarbageGrace = cmp.Or(c.GarbageGrace, time.Minute)
+	c.Repair.CopyUnit = cmp.Or(c.Repair.CopyUnit, 16*dfs.MiB)
 	c.Repair.CopyTimeout = cmp.Or(c.Repair.CopyTimeout, 5*time.Minute)
 	c.CacheBytes = cmp.Or(c.CacheBytes, 128*dfs.MiB)
 	if c.Network == nil {

@@ -1,8 +1,9 @@
 package master
 
 import (
+	"cmp"
 	"context"
-	"errors"
+	"slices"
 	"time"
 
 	"dfs/internal/dfs"
@@ -16,7 +17,7 @@ import (
 // Calls about a file's bytes: where they are, and how many. They name the inode; permission was checked when it was opened.
 
 func (l *leader) closeHandle(_ context.Context, r *dfsv1.CloseRequest) (*dfsv1.CloseReply, error) {
-	l.sessions.close(dfs.SessionID(r.GetSession()), dfs.InodeID(r.GetInode()), r.GetWrite())
+	l.sessions.closeNamed(dfs.SessionID(r.GetSession()), dfs.InodeID(r.GetInode()), r.GetWrite(), r.GetHandle())
 	return &dfsv1.CloseReply{Index: uint64(l.db.Applied())}, nil
 }
 
@@ -61,7 +62,7 @@ func (l *leader) getChunks(ctx context.Context, r *dfsv1.GetChunksRequest) (*dfs
 		return nil, err
 	}
 	l.fill(reply.GetChunks()...)
-	if !r.GetForWrite() {
+	if !r.GetForWrite() && !r.GetUnsynced() {
 		// A writer needs no exact length, and asking the primary for it would delay every write.
 		reply.Attr, err = l.completeAttr(ctx, reply.GetAttr())
 	}
@@ -88,8 +89,43 @@ func (l *leader) readChunks(ctx context.Context, r *dfsv1.GetChunksRequest) (rep
 	last := n.Chunks - 1
 	opened = !r.GetForWrite() || n.TailOpen || last < 0 || last < first || last >= first+count
 	reply = &dfsv1.GetChunksReply{Attr: fsm.AttrOf(id, &n), InlineData: n.Inline, Index: uint64(v.Index())}
+	if r.GetUnsynced() {
+		reply.Chunks, err = l.unsyncedConfigs(v, id, &n, first, int(count))
+		return reply, true, err
+	}
 	reply.Chunks, err = v.FileConfigs(id, first, int(count))
 	return reply, opened, err
+}
+
+// unsyncedConfigs returns, in order of index, at most count of a file's chunks from index first on that may hold data which is not on stable storage: those with a
+// lease that was not given back after a sync, and the last one while its length lives with it.
+func (l *leader) unsyncedConfigs(v *fsm.View, id dfs.InodeID, n *namespace.Inode, first int64, count int) ([]*dfsv1.ChunkConfig, error) {
+	ids := l.fleet.unsyncedOf(id)
+	if n.TailOpen {
+		last, ok, err := v.FileChunk(id, n.Chunks-1)
+		if err != nil {
+			return nil, err
+		}
+		if ok && !slices.Contains(ids, last) {
+			ids = append(ids, last)
+		}
+	}
+	var configs []*dfsv1.ChunkConfig
+	for _, c := range ids {
+		config, err := v.Config(c)
+		if err != nil {
+			return nil, err
+		}
+		if config == nil {
+			l.fleet.forgetLeases(c)
+			continue
+		}
+		if config.GetIndex() >= first {
+			configs = append(configs, config)
+		}
+	}
+	slices.SortFunc(configs, func(a, b *dfsv1.ChunkConfig) int { return cmp.Compare(a.GetIndex(), b.GetIndex()) })
+	return configs[:min(count, len(configs))], nil
 }
 
 // openTail commits that the file's length lives with its last chunk's primary.
@@ -148,8 +184,19 @@ func (l *leader) addChunk(ctx context.Context, r *dfsv1.AddChunkRequest) (*dfsv1
 			return nil, err
 		}
 		cmd.Placement = serverNumbers(placed)
+	}
+	if !exists && r.GetIndex() >= n.Chunks {
+		// The file will end elsewhere.
+		done, err := l.ends.move(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		defer done()
+		if n, err = l.inode(id); err != nil {
+			return nil, err
+		}
 		if r.GetIndex() >= n.Chunks {
-			if cmd.TailLength, err = l.tailLength(ctx, id, &n); err != nil {
+			if cmd.TailLength, err = l.holdTail(ctx, id, &n); err != nil {
 				return nil, err
 			}
 		}
@@ -183,9 +230,15 @@ func (l *leader) commitLength(ctx context.Context, r *dfsv1.CommitLengthRequest)
 	if r.GetLength() < 0 || r.GetLength() > dfs.MaxFileLength {
 		return nil, dfserr.Errorf(dfserr.ErrInvalid, "length %d of inode %d", r.GetLength(), r.GetInode())
 	}
-	id := dfs.InodeID(r.GetInode())
+	id, session := dfs.InodeID(r.GetInode()), dfs.SessionID(r.GetHeader().GetSession())
+	if n := r.GetRename(); n != nil {
+		if err := checkRequest(r.GetHeader(), []*dfsv1.Ref{n.GetOldParent(), n.GetNewParent()}, n.GetOldName(), n.GetNewName()); err != nil {
+			return nil, err
+		}
+		n.Header = nil
+	}
 	if r.GetClosing() {
-		done, ok := l.sessions.beginClosingBy(dfs.SessionID(r.GetHeader().GetSession()), id)
+		done, ok := l.sessions.beginClosingBy(session, id)
 		if ok {
 			defer done()
 		} else {
@@ -195,6 +248,12 @@ func (l *leader) commitLength(ctx context.Context, r *dfsv1.CommitLengthRequest)
 	res, err := l.propose(ctx, &dfsv1.Command{Header: r.GetHeader(), Op: &dfsv1.Command_CommitLength{CommitLength: r}})
 	if err != nil {
 		return nil, err
+	}
+	if r.GetRename() != nil {
+		poke(l.reclaim)
+	}
+	if r.GetRelease() {
+		l.sessions.closeNamed(session, id, true, r.GetHandle())
 	}
 	// The caller knows how much it has written; an exact length would cost a question to the primary per fsync.
 	return &dfsv1.AttrReply{Attr: res.GetAttr(), Index: res.GetIndex()}, nil
@@ -279,32 +338,10 @@ func (s clusterService) AcquireLease(ctx context.Context, r *dfsv1.AcquireLeaseR
 			}
 			continue
 		}
-		left := time.Until(lease.Until)
-		return &dfsv1.AcquireLeaseReply{Config: l.config(id, &again), LeaseMs: left.Milliseconds(), MinReplicas: uint32(l.cfg.MinReplicas)}, nil
-	}
-}
-
-// fencePrimary makes sure that a server takes no more writes of a chunk that is gone: it is told, or its process is, or its lease
-// has run out.
-func (l *leader) fencePrimary(ctx context.Context, id dfs.ChunkID, primary dfs.ServerID, until time.Time) error {
-	item := []replicaItem{{id, dfs.Version(l.db.Applied())}}
-	retry := tailRetryMin
-	for {
-		done, err := l.deleteReplicas(ctx, primary, item, true)
-		if err == nil && done[id] {
-			return nil
+		reply := &dfsv1.AcquireLeaseReply{
+			Config: l.config(id, &again), LeaseMs: time.Until(lease.Until).Milliseconds(), MinReplicas: uint32(l.cfg.MinReplicas),
 		}
-		s, _ := l.fleet.lookup(primary)
-		if s.State == cluster.Gone || !time.Now().Before(until) {
-			return nil
-		}
-		timer := time.NewTimer(min(retry, time.Until(until)))
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return dfserr.Errorf(dfserr.ErrBusy, "server %s has not confirmed that it takes no more writes of chunk %s (%v)", primary, id, errors.Join(err, ctx.Err()))
-		}
-		retry = min(2*retry, tailRetryMax)
+		reply.AppendFrom, reply.NoAppend, err = l.appendsAt(&again)
+		return reply, err
 	}
 }

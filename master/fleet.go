@@ -26,18 +26,19 @@ import (
 //
 // No disk, network or callback runs under mu.
 type fleet struct {
-	mu      sync.Mutex
-	state   *cluster.State                            // guarded by mu
-	leases  *lease.Table                              // guarded by mu
-	placer  *placement.Placer                         // guarded by mu
-	recent  map[dfs.ServerID]int64                    // guarded by mu; chunks placed since the server's last heartbeat
-	placed  uint64                                    // guarded by mu; cluster change counter the placer was made from
-	byFile  map[dfs.InodeID]map[dfs.ChunkID]struct{}  // guarded by mu; chunks of a file with a lease
-	fileOf  map[dfs.ChunkID]dfs.InodeID               // guarded by mu; inverse of byFile
-	seats   map[dfs.ServerID]*seat                    // guarded by mu
-	out     map[dfs.ServerID]map[dfs.ChunkID]excluded // guarded by mu; exclusions
-	changed chan struct{}                             // guarded by mu; closed and replaced when an exclusion or a presence changes
-	startAt time.Time
+	mu       sync.Mutex
+	state    *cluster.State                            // guarded by mu
+	leases   *lease.Table                              // guarded by mu
+	placer   *placement.Placer                         // guarded by mu
+	recent   map[dfs.ServerID]int64                    // guarded by mu; chunks placed since the server's last heartbeat
+	placed   uint64                                    // guarded by mu; cluster change counter the placer was made from
+	byFile   map[dfs.InodeID]map[dfs.ChunkID]struct{}  // guarded by mu; chunks of a file with a lease
+	fileOf   map[dfs.ChunkID]dfs.InodeID               // guarded by mu; inverse of byFile
+	unsynced unsynced                                  // guarded by mu
+	seats    map[dfs.ServerID]*seat                    // guarded by mu
+	out      map[dfs.ServerID]map[dfs.ChunkID]excluded // guarded by mu; exclusions
+	changed  chan struct{}                             // guarded by mu; closed and replaced when an exclusion or a presence changes
+	startAt  time.Time
 }
 
 // seat is a server's heartbeat stream.
@@ -52,16 +53,17 @@ type seat struct {
 func newFleet(cc cluster.Config, leaseFor time.Duration, now time.Time) *fleet {
 	return &fleet{
 		// What is seen from this very instant on is seen after the overlap with the leader before, of which there is none (clusterConfig).
-		state:   cluster.New(cc, now.Add(-cc.LeaderOverlap)),
-		leases:  lease.New(lease.Config{Duration: leaseFor}),
-		placer:  placement.NewPlacer(nil, placement.Options{}),
-		recent:  map[dfs.ServerID]int64{},
-		byFile:  map[dfs.InodeID]map[dfs.ChunkID]struct{}{},
-		fileOf:  map[dfs.ChunkID]dfs.InodeID{},
-		seats:   map[dfs.ServerID]*seat{},
-		out:     map[dfs.ServerID]map[dfs.ChunkID]excluded{},
-		changed: make(chan struct{}),
-		startAt: now,
+		state:    cluster.New(cc, now.Add(-cc.LeaderOverlap)),
+		leases:   lease.New(lease.Config{Duration: leaseFor}),
+		placer:   placement.NewPlacer(nil, placement.Options{}),
+		recent:   map[dfs.ServerID]int64{},
+		byFile:   map[dfs.InodeID]map[dfs.ChunkID]struct{}{},
+		fileOf:   map[dfs.ChunkID]dfs.InodeID{},
+		unsynced: unsynced{files: map[dfs.InodeID]map[dfs.ChunkID]struct{}{}, chunks: map[dfs.ChunkID]unsyncedChunk{}},
+		seats:    map[dfs.ServerID]*seat{},
+		out:      map[dfs.ServerID]map[dfs.ChunkID]excluded{},
+		changed:  make(chan struct{}),
+		startAt:  now,
 	}
 }
 

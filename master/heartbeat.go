@@ -76,7 +76,7 @@ func (m *leader) checkHello(req *dfsv1.HeartbeatRequest) (cluster.Hello, error) 
 		Addr: req.GetAddr(), Rack: req.GetRack(), Software: req.GetSoftware(),
 	}
 	if id := dfs.ClusterID(req.GetClusterId()); id != 0 && id != m.ClusterID() {
-		return h, dfserr.Errorf(dfserr.ErrWrongCluster, "chunkserver %s at %s belongs to cluster %s, this is %s", h.Server, h.Addr, id, m.ClusterID())
+		return h, dfserr.Errorf(dfserr.ErrWrongCluster, "chunkserver %s at %s belongs to cluster %s, this is %s (correct the address of the master, or use an empty data directory)", h.Server, h.Addr, id, m.ClusterID())
 	}
 	if h.Incarnation == 0 {
 		return h, dfserr.Errorf(dfserr.ErrInvalid, "chunkserver %s names no incarnation", h.Server)
@@ -174,7 +174,16 @@ func (m *leader) heartbeats(stream grpc.BidiStreamingServer[dfsv1.HeartbeatReque
 
 // takeBeat acts on the lists of a heartbeat.
 func (m *leader) takeBeat(id dfs.ServerID, req *dfsv1.HeartbeatRequest) error {
-	m.fleet.renewLeases(id, req.GetRenewLeases(), req.GetReleaseLeases())
+	for _, c := range m.fleet.renewLeases(id, req.GetRenewLeases(), req.GetReleaseLeases()) {
+		// A lease that is no longer the server's is not renewed; it finds out when it uses the old version.
+		r, err := m.chunkRecord(c)
+		if err != nil || r.Replicas[0] != id {
+			continue
+		}
+		if _, err := m.fleet.grantLease(c, r.Inode, r.Version, id); err != nil {
+			m.log.Debug("a lease that a heartbeat tells of is not granted", "chunk", c.String(), "server", id.String(), "error", err)
+		}
+	}
 	for _, c := range req.GetCorruptChunks() {
 		m.repairs.corrupt(dfs.ChunkID(c), id)
 	}

@@ -37,6 +37,7 @@ type leader struct {
 	unsettled  unsettled
 	chunkLocks keyedLocks[dfs.ChunkID]
 	nextChunk  placementHint
+	ends       fileEnds
 	reclaim    chan struct{} // one token: look for orphans
 	beganAt    dfs.Index     // the state's index when the reign began
 

@@ -2,6 +2,8 @@ package master
 
 import (
 	"context"
+	"errors"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -24,7 +26,13 @@ func (l *leader) getAttr(ctx context.Context, r *dfsv1.GetAttrRequest) (*dfsv1.A
 	if err != nil {
 		return nil, err
 	}
-	if a.GetTailOpen() {
+	if a.GetTailOpen() && r.GetBoundOk() {
+		ctx, cancel := context.WithTimeout(ctx, boundPatience)
+		defer cancel()
+		if a, err = l.completeOrBound(ctx, a); err != nil {
+			return nil, err
+		}
+	} else if a.GetTailOpen() {
 		if a, err = l.completeAttr(ctx, a); err != nil {
 			return nil, err
 		}
@@ -65,8 +73,27 @@ func (l *leader) readDir(ctx context.Context, r *dfsv1.ReadDirRequest) (*dfsv1.R
 	return &dfsv1.ReadDirReply{Entries: page.Entries, End: page.End, Index: uint64(index), Dir: page.Dir}, nil
 }
 
-// completeEntries makes the lengths of files that are being written exact.
+// boundPatience bounds how long a call that may answer with a lower bound asks for exact lengths: one file whose
+// chunkservers are all gone must not keep a directory from being listed.
+const boundPatience = 2 * time.Second
+
+// completeOrBound is completeAttr, except that a length that cannot be learnt now becomes a lower bound.
+func (l *leader) completeOrBound(ctx context.Context, a *dfsv1.Attr) (*dfsv1.Attr, error) {
+	exact, err := l.completeAttr(ctx, a)
+	switch {
+	case err == nil:
+		return exact, nil
+	case errors.Is(err, context.DeadlineExceeded), dfserr.ClassOf(err) == dfserr.Backoff, dfserr.ClassOf(err) == dfserr.OtherReplica:
+		a.LengthIsBound = true
+		return a, nil
+	}
+	return nil, err
+}
+
+// completeEntries makes the lengths of files that are being written exact, as far as boundPatience allows.
 func (l *leader) completeEntries(ctx context.Context, entries []*dfsv1.DirEntry) error {
+	ctx, cancel := context.WithTimeout(ctx, boundPatience)
+	defer cancel()
 	var g *errgroup.Group
 	for _, e := range entries {
 		if !e.GetAttr().GetTailOpen() {
@@ -77,7 +104,7 @@ func (l *leader) completeEntries(ctx context.Context, entries []*dfsv1.DirEntry)
 			g.SetLimit(tailParallel)
 		}
 		g.Go(func() error {
-			a, err := l.completeAttr(ctx, e.GetAttr())
+			a, err := l.completeOrBound(ctx, e.GetAttr())
 			if err != nil {
 				return dfserr.Errorf(err, "entry %q", e.GetName())
 			}
@@ -156,18 +183,18 @@ func (l *leader) open(ctx context.Context, r *dfsv1.OpenRequest) (*dfsv1.OpenRep
 	}
 	session := dfs.SessionID(r.GetSession())
 	if session != 0 {
-		if err := l.sessions.open(session, id, r.GetWrite()); err != nil {
+		if err := l.sessions.openNamed(session, id, r.GetWrite(), r.GetHandle()); err != nil {
 			return nil, err
 		}
 		// Counted: from here on the inode stays, if it is still there.
 		if n, err = l.inode(id); err != nil {
-			l.sessions.close(session, id, r.GetWrite())
+			l.sessions.endOpen(session, id, r.GetWrite(), r.GetHandle(), false)
 			return nil, err
 		}
 	}
 	reply, err := l.openReply(ctx, id, &n, index)
-	if err != nil && session != 0 {
-		l.sessions.close(session, id, r.GetWrite())
+	if session != 0 {
+		l.sessions.endOpen(session, id, r.GetWrite(), r.GetHandle(), err == nil)
 	}
 	return reply, err
 }

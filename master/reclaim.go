@@ -212,7 +212,7 @@ func (m *leader) removeGarbage(ctx context.Context, page []garbageItem) error {
 	for i, n := range left {
 		if n == 0 {
 			cmd.Items = append(cmd.Items, &dfsv1.GarbageDoneCommand_Item{Index: uint64(page[i].index), Chunk: uint64(page[i].chunk)})
-			m.fleet.revokeLease(page[i].chunk)
+			m.fleet.forgetLeases(page[i].chunk)
 		}
 	}
 	if len(cmd.GetItems()) == 0 {

@@ -12,6 +12,7 @@ import (
 	"dfs/internal/dfserr"
 	"dfs/master/chunks"
 	"dfs/master/cluster"
+	"dfs/master/fsm"
 	"dfs/master/placement"
 	"dfs/master/repair"
 )
@@ -208,10 +209,21 @@ func (m *leader) servers() map[dfs.ServerID]cluster.Server {
 	return states
 }
 
+// bytesOf guesses how much a copy of a chunk moves: what the file has in it, as far as its length is known. Overwritten data is not
+// counted.
+func bytesOf(v *fsm.View, rec *chunks.Record) int64 {
+	whole := int64(1) << rec.ChunkSizeLog2
+	n, ok, err := v.Inode(rec.Inode)
+	if err != nil || !ok || n.TailOpen {
+		return whole
+	}
+	return min(whole, max(0, n.Length-rec.Index*whole))
+}
+
 // chunkLocked describes a chunk to the planner.
-func (r *repairs) chunkLocked(id dfs.ChunkID, rec *chunks.Record, states map[dfs.ServerID]cluster.Server) repair.Chunk {
+func (r *repairs) chunkLocked(id dfs.ChunkID, rec *chunks.Record, size int64, states map[dfs.ServerID]cluster.Server) repair.Chunk {
 	c := repair.Chunk{
-		ID: id, Version: rec.Version, Want: int(rec.Replication), Size: 1 << rec.ChunkSizeLog2,
+		ID: id, Version: rec.Version, Want: int(rec.Replication), Size: size,
 		Members: make([]repair.Replica, len(rec.Replicas)),
 	}
 	for i, s := range rec.Replicas {
@@ -282,10 +294,15 @@ func (r *repairs) observe(id dfs.ChunkID) {
 	if r.m.fleet.safeMode().On {
 		return
 	}
+	size := int64(1) << rec.ChunkSizeLog2
+	if v, err := r.m.view(); err == nil {
+		size = bytesOf(v, &rec)
+		v.Close()
+	}
 	states := r.m.servers()
 	r.mu.Lock()
 	r.updatePlacerLocked()
-	r.planner.Observe(r.chunkLocked(id, &rec, states))
+	r.planner.Observe(r.chunkLocked(id, &rec, size, states))
 	r.mu.Unlock()
 	poke(r.act)
 }
@@ -350,12 +367,17 @@ func (r *repairs) scan(ctx context.Context) error {
 			if len(unsettled) < maxUnsettledPerScan && unsettledIn(rec, states) {
 				unsettled = append(unsettled, id)
 			}
-			if racks < 2 && r.plainLocked(id, rec, states) {
+			plain := r.plainLocked(id, rec, states)
+			if racks < 2 && plain {
 				totals.Chunks++
 				r.planner.Forget(id)
 				return n < scanPage
 			}
-			a := r.planner.Observe(r.chunkLocked(id, rec, states))
+			size := int64(1) << rec.ChunkSizeLog2
+			if !plain {
+				size = bytesOf(v, rec)
+			}
+			a := r.planner.Observe(r.chunkLocked(id, rec, size, states))
 			totals.Add(a)
 			for _, f := range a.Findings {
 				findings[f.Problem]++

@@ -36,6 +36,7 @@ type session struct {
 	deadline time.Time
 	ending   bool // its end has been proposed
 	opens    map[dfs.InodeID]*handles
+	named    namedHandles
 }
 
 // handles counts open handles on an inode.
@@ -190,6 +191,13 @@ func (t *sessionTable) close(id dfs.SessionID, ino dfs.InodeID, write bool) {
 		t.mu.Unlock()
 		return
 	}
+	writersGone, gone := t.uncountLocked(s, ino, write)
+	t.mu.Unlock()
+	t.tellLeft(writersGone, gone)
+}
+
+// uncountLocked takes back one of a session's handles on an inode, which has one. It returns the inode as one whose last writer, and whose last handle, has gone.
+func (t *sessionTable) uncountLocked(s *session, ino dfs.InodeID, write bool) (writersGone, gone []dfs.InodeID) {
 	h, total := s.opens[ino], t.inodes[ino]
 	h.at = time.Now()
 	// Handles announced after a restart count as writers, so a reader's close may find only those.
@@ -204,7 +212,6 @@ func (t *sessionTable) close(id dfs.SessionID, ino dfs.InodeID, write bool) {
 	if h.zero() {
 		delete(s.opens, ino)
 	}
-	var writersGone, gone []dfs.InodeID
 	if asWriter && total.writers == 0 {
 		writersGone = []dfs.InodeID{ino}
 	}
@@ -212,7 +219,11 @@ func (t *sessionTable) close(id dfs.SessionID, ino dfs.InodeID, write bool) {
 		delete(t.inodes, ino)
 		gone = []dfs.InodeID{ino}
 	}
-	t.mu.Unlock()
+	return writersGone, gone
+}
+
+// tellLeft passes on which inodes have lost their last writer or handle. It is called without mu.
+func (t *sessionTable) tellLeft(writersGone, gone []dfs.InodeID) {
 	if writersGone != nil || gone != nil {
 		t.left(writersGone, gone)
 	}

@@ -83,15 +83,16 @@ func (u *unsettled) later(id dfs.InodeID) {
 
 // exactLength returns the length of a file that was read as n, asking chunkservers when its tail is open. The answer is
 // exact at some instant after n was read, or, when the file was cut meanwhile, ErrStaleVersion tells the caller to read
-// the inode again. Otherwise errors are of the kind that the client retries.
-func (m *leader) exactLength(ctx context.Context, id dfs.InodeID, n *namespace.Inode) (int64, error) {
+// the inode again. Otherwise errors are of the kind that the client retries. With hold the primary of the last chunk takes no appends after
+// that instant before it has asked where the file ends (AcquireLease).
+func (m *leader) exactLength(ctx context.Context, id dfs.InodeID, n *namespace.Inode, hold bool) (int64, error) {
 	if !n.TailOpen || n.Chunks == 0 {
 		return n.Length, nil
 	}
 	m.unsettled.note(id)
 	size := n.ChunkSize()
 	for index := n.Chunks - 1; index >= 0 && index >= n.Chunks-tailProbes; index-- {
-		if (index+1)*size <= n.Length {
+		if held := hold && index == n.Chunks-1; !held && (index+1)*size <= n.Length {
 			break
 		}
 		chunk, ok, err := m.fileChunk(id, index)
@@ -104,7 +105,7 @@ func (m *leader) exactLength(ctx context.Context, id dfs.InodeID, n *namespace.I
 			}
 			continue
 		}
-		length, err := m.chunkLength(ctx, chunk)
+		length, err := m.chunkLength(ctx, chunk, hold && index == n.Chunks-1)
 		if isGone(err) {
 			return 0, dfserr.Errorf(dfserr.ErrStaleVersion, "inode %d: chunk %s has gone", id, chunk)
 		}
@@ -130,7 +131,7 @@ func (m *leader) fileChunk(id dfs.InodeID, index int64) (dfs.ChunkID, bool, erro
 
 // chunkLength asks the primary of a chunk for its committed length, and goes through the failure rules when the primary
 // does not answer. ErrNotExist: the chunk has gone.
-func (m *leader) chunkLength(ctx context.Context, id dfs.ChunkID) (int64, error) {
+func (m *leader) chunkLength(ctx context.Context, id dfs.ChunkID, hold bool) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, tailPatience)
 	defer cancel()
 	wait := tailRetryMin
@@ -139,7 +140,7 @@ func (m *leader) chunkLength(ctx context.Context, id dfs.ChunkID) (int64, error)
 		if err != nil {
 			return 0, err
 		}
-		length, err := m.tailStat(ctx, r.Replicas[0], id, r.Version)
+		length, err := m.tailStat(ctx, r.Replicas[0], id, r.Version, hold)
 		if err == nil {
 			return length, nil
 		}
@@ -161,7 +162,7 @@ func (m *leader) chunkLength(ctx context.Context, id dfs.ChunkID) (int64, error)
 // read again, so the reply may reflect a later index than the one n was read at.
 func (m *leader) attr(ctx context.Context, id dfs.InodeID, n *namespace.Inode) (*dfsv1.Attr, error) {
 	for range 16 {
-		length, err := m.exactLength(ctx, id, n)
+		length, err := m.exactLength(ctx, id, n, false)
 		if err == nil {
 			a := fsm.AttrOf(id, n)
 			a.Length = length
@@ -291,7 +292,7 @@ func (m *leader) settleTail(ctx context.Context, id dfs.InodeID) error {
 		return nil
 	}
 	// Chunks without a lease before an empty last one hold what was written last.
-	if exact, err := m.exactLength(ctx, id, &n); err == nil {
+	if exact, err := m.exactLength(ctx, id, &n, false); err == nil {
 		length = max(length, exact)
 	} else if !errors.Is(err, dfserr.ErrStaleVersion) {
 		return err

@@ -14,10 +14,13 @@ import (
 // Calls that change the namespace.
 
 // proposeAll proposes a command until no part of it is left: one that deletes or changes very many records does so in
-// bounded pieces, under one request number.
+// bounded pieces, under one request number. Chunks that were cut off are fenced when it returns.
 func (l *leader) proposeAll(ctx context.Context, cmd *dfsv1.Command) (*dfsv1.Result, error) {
 	for {
 		res, err := l.propose(ctx, cmd)
+		if err == nil && res.GetDropped() > 0 {
+			err = l.fenceDropped(ctx, dfs.Index(res.GetIndex()))
+		}
 		if err != nil || !res.GetMore() {
 			return res, err
 		}
@@ -84,20 +87,18 @@ func (l *leader) create(ctx context.Context, r *dfsv1.CreateRequest) (*dfsv1.Ope
 		return nil, err
 	}
 	id := dfs.InodeID(res.GetAttr().GetInode())
-	if r.GetTruncate() && !res.GetCreated() {
-		if err := l.fenceDropped(ctx, id); err != nil {
-			return nil, err
-		}
-	}
 	session := dfs.SessionID(r.GetHeader().GetSession())
 	if r.GetOpen() {
-		if err := l.sessions.open(session, id, true); err != nil {
+		if err := l.sessions.openNamed(session, id, true, r.GetHandle()); err != nil {
 			return nil, err
 		}
 	}
+	if k := res.GetChunks(); len(k) == 1 && len(k[0].GetReplicas()) < int(k[0].GetReplication()) {
+		l.repairs.wake()
+	}
 	reply, err := l.createReply(ctx, res)
-	if err != nil && r.GetOpen() {
-		l.sessions.close(session, id, true)
+	if r.GetOpen() {
+		l.sessions.endOpen(session, id, true, r.GetHandle(), err == nil)
 	}
 	return reply, err
 }
@@ -223,7 +224,7 @@ func (l *leader) removeXattr(ctx context.Context, r *dfsv1.RemoveXattrRequest) (
 }
 
 // truncate sets a file's length. When it returns, bytes that were cut off are gone for good: no replica of what was dropped
-// takes writes any more, and the cut inside the last chunk has been made.
+// takes writes or answers reads any more, and the cut inside the last chunk has been made. And no append goes anywhere but to the new end.
 func (l *leader) truncate(ctx context.Context, r *dfsv1.TruncateRequest) (*dfsv1.AttrReply, error) {
 	if err := checkRequest(r.GetHeader(), []*dfsv1.Ref{r.GetRef()}); err != nil {
 		return nil, err
@@ -235,6 +236,14 @@ func (l *leader) truncate(ctx context.Context, r *dfsv1.TruncateRequest) (*dfsv1
 		return nil, dfserr.Errorf(dfserr.ErrFileTooLarge, "truncate to %d, the limit is %d", r.GetLength(), dfs.MaxFileLength)
 	}
 	id, n, resolveErr := l.truncated(ctx, r)
+	if resolveErr == nil {
+		done, err := l.ends.move(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		defer done()
+		n, resolveErr = l.inode(id)
+	}
 	// From here on the file is named by its inode: what is learnt of its length must not be applied to another that gets its name. The
 	// command goes into the log even when the name is gone: it may be a repeat whose reply is known.
 	byInode := &dfsv1.TruncateRequest{Header: r.GetHeader(), Ref: &dfsv1.Ref{Inode: uint64(id)}, Length: r.GetLength(), HandleInode: r.GetHandleInode()}
@@ -245,7 +254,7 @@ func (l *leader) truncate(ctx context.Context, r *dfsv1.TruncateRequest) (*dfsv1
 	var res *dfsv1.Result
 	var err error
 	for {
-		if cmd.TailLength, err = l.tailLength(ctx, id, &n); err != nil {
+		if cmd.TailLength, err = l.holdTail(ctx, id, &n); err != nil {
 			return nil, err
 		}
 		res, err = l.proposeAll(ctx, cmd)
@@ -266,9 +275,6 @@ func (l *leader) truncate(ctx context.Context, r *dfsv1.TruncateRequest) (*dfsv1
 		return nil, err
 	}
 	id = dfs.InodeID(res.GetAttr().GetInode())
-	if err := l.fenceDropped(ctx, id); err != nil {
-		return nil, err
-	}
 	if res.GetAttr().GetChunks() > 0 {
 		if err := l.makeCut(ctx, id, r.GetLength()); err != nil {
 			return nil, err
@@ -294,15 +300,6 @@ func (l *leader) truncated(ctx context.Context, r *dfsv1.TruncateRequest) (dfs.I
 	return v.Resolve(fsm.CallerOf(r.GetHeader().GetCaller()), fsm.RefOf(r.GetRef()))
 }
 
-// tailLength is what a command about the file's end needs to know of it: the exact length, 0 when the tail is not open.
-func (l *leader) tailLength(ctx context.Context, id dfs.InodeID, n *namespace.Inode) (int64, error) {
-	if !n.TailOpen {
-		return 0, nil
-	}
-	a, err := l.attr(ctx, id, n)
-	return a.GetLength(), err
-}
-
 // makeCut has the cut made that is pending on the chunk in which length falls, if any.
 func (l *leader) makeCut(ctx context.Context, id dfs.InodeID, length int64) error {
 	n, err := l.inode(id)
@@ -326,24 +323,6 @@ func (l *leader) makeCut(ctx context.Context, id dfs.InodeID, length int64) erro
 	l.fleet.revokeLease(chunk)
 	if _, _, err := l.activateChunk(ctx, chunk); err != nil && !isGone(err) {
 		return dfserr.Errorf(dfserr.ErrBusy, "inode %d: chunk %s cannot be cut now (%v)", id, chunk, err)
-	}
-	return nil
-}
-
-// fenceDropped sees to it that chunks which a command has taken away from a file take no more writes: a client that has
-// not heard of it would get them acknowledged and lost. Only primaries with a lease take writes.
-func (l *leader) fenceDropped(ctx context.Context, id dfs.InodeID) error {
-	for _, lease := range l.fleet.leasesOf(id) {
-		if _, err := l.chunkRecord(lease.Chunk); !isGone(err) {
-			if err != nil {
-				return err
-			}
-			continue
-		}
-		if err := l.fencePrimary(ctx, lease.Chunk, lease.Primary, lease.Until); err != nil {
-			return err
-		}
-		l.fleet.revokeLease(lease.Chunk)
 	}
 	return nil
 }

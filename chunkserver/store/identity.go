@@ -161,6 +161,19 @@ func Readmit(disk Disk) error {
 	return nil
 }
 
+// CheckWritable finds out, without changing anything but the lock file, whether a disk could be formatted and used:
+// ErrInUse, ErrPermission, ErrNoSpace or ErrDiskFailed, naming the directory and what to do.
+func CheckWritable(disk Disk) error {
+	unlock, err := lockDisk(disk)
+	if err != nil {
+		return err
+	}
+	if err := unlock.Close(); err != nil {
+		return diskError(disk, "unlock", err)
+	}
+	return nil
+}
+
 // lockDisk takes the disk's lock, which also shows that the directory is writable.
 func lockDisk(disk Disk) (vfs.Unlocker, error) {
 	unlock, err := disk.FS.Lock(lockFile)

@@ -193,26 +193,7 @@ func (x *IO) report(l Location, f Failure) {
 	}
 }
 
-// pause is the waiting of one retry loop: doubling, each drawn from its upper half.
-type pause struct{ next time.Duration }
-
-const (
-	pauseFirst = 5 * time.Millisecond
-	pauseLast  = 500 * time.Millisecond
-)
-
-func (p *pause) wait(ctx context.Context) error {
-	if p.next == 0 {
-		p.next = pauseFirst
-	}
-	d := p.next/2 + rand.N(p.next/2+1)
-	p.next = min(2*p.next, pauseLast)
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+// newBackoff returns the pauses between attempts at a chunkserver.
+func newBackoff() rpc.Backoff {
+	return rpc.Backoff{First: 5 * time.Millisecond, Last: 500 * time.Millisecond}
 }

@@ -55,7 +55,7 @@ func (x *IO) Read(ctx context.Context, l Location, off, n int64) (*Piece, error)
 		return nil, dfserr.Errorf(dfserr.ErrInvalid, "read %d bytes at %d of chunk %s", n, off, l.Chunk)
 	}
 	deadline := time.Now().Add(x.cfg.OpTimeout)
-	var p pause
+	p := newBackoff()
 	var last error
 	for round := 0; ; round++ {
 		piece, err := x.readRound(ctx, &l, off, n)
@@ -76,7 +76,7 @@ func (x *IO) Read(ctx context.Context, l Location, off, n int64) (*Piece, error)
 			return nil, dfserr.Errorf(dfserr.ErrNoReplica, "read chunk %s: gave up after %v: %v", l.Chunk, x.cfg.OpTimeout, last)
 		}
 		if round > 0 {
-			if err := p.wait(ctx); err != nil {
+			if err := p.Wait(ctx); err != nil {
 				return nil, dfserr.Errorf(err, "read chunk %s: %v", l.Chunk, last)
 			}
 		}
@@ -284,7 +284,7 @@ func (x *IO) Length(ctx context.Context, l Location) (int64, error) {
 func (x *IO) askPrimary(ctx context.Context, l Location, call func(context.Context, dfsv1.ChunkClient, *Location) (int64, dfs.ServerID, error)) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, x.cfg.OpTimeout)
 	defer cancel()
-	var p pause
+	p := newBackoff()
 	for {
 		n, failed, err := x.callPrimary(ctx, &l, call)
 		if err == nil && failed == 0 {
@@ -298,7 +298,7 @@ func (x *IO) askPrimary(ctx context.Context, l Location, call func(context.Conte
 			return 0, lerr
 		}
 		if next.Version == l.Version {
-			if p.wait(ctx) != nil {
+			if p.Wait(ctx) != nil {
 				return 0, dfserr.Errorf(dfserr.ErrUnavailable, "chunk %s: %v", l.Chunk, err)
 			}
 		}

@@ -110,16 +110,16 @@ func (w *Writer) Do(ctx context.Context, m Mutation) (Result, error) {
 func (w *Writer) Start(ctx context.Context, m Mutation) (*Pending, error) {
 	w.mu.Lock()
 	for !w.roomLocked(&m) {
-		changed := w.changed
+		changed, chunk := w.changed, w.loc.Chunk
 		w.mu.Unlock()
 		select {
 		case <-changed:
 		case <-ctx.Done():
 			m.Data.Free()
-			return nil, dfserr.Errorf(ctx.Err(), "write to chunk %s", w.loc.Chunk)
+			return nil, dfserr.Errorf(ctx.Err(), "write to chunk %s", chunk)
 		case <-w.x.ctx.Done():
 			m.Data.Free()
-			return nil, dfserr.Errorf(dfserr.ErrClosed, "write to chunk %s: client", w.loc.Chunk)
+			return nil, dfserr.Errorf(dfserr.ErrClosed, "write to chunk %s: client", chunk)
 		}
 		w.mu.Lock()
 	}
@@ -188,8 +188,11 @@ func (p *Pending) Wait(ctx context.Context) (Result, error) {
 		return p.res, p.err
 	case <-ctx.Done():
 		p.w.mu.Lock()
+		defer p.w.mu.Unlock()
 		p.abandoned = true
-		p.w.mu.Unlock()
+		if p.failure != nil {
+			return Result{}, dfserr.Errorf(ctx.Err(), "write to chunk %s, tried %d times: %v", p.w.loc.Chunk, p.attempts, p.failure)
+		}
 		return Result{}, dfserr.Errorf(ctx.Err(), "write to chunk %s", p.w.loc.Chunk)
 	}
 }
@@ -266,7 +269,7 @@ func (w *Writer) failLocked(p *Pending, version dfs.Version, err error, culprit 
 	final := dfserr.ClassOf(err) == dfserr.GiveUp && !errors.Is(err, dfserr.ErrNotExist) && !errors.Is(err, context.Canceled) &&
 		!errors.Is(err, context.DeadlineExceeded)
 	switch {
-	case final, errors.Is(err, dfserr.ErrChunkFull), p.abandoned,
+	case final, errors.Is(err, dfserr.ErrChunkFull), errors.Is(err, dfserr.ErrNotTail), p.abandoned,
 		errors.Is(err, dfserr.ErrCorrupt) && culprit == 0 && p.attempts >= damagedAttempts:
 		w.finishLocked(p, Result{Version: version}, err)
 		return
@@ -311,8 +314,9 @@ func (w *Writer) recover() {
 			next, err = w.relocate(old, failed)
 		}
 		if err == nil && next.Version == old.Version && attempts > 0 {
-			p := pause{next: min(pauseLast, pauseFirst<<min(attempts-1, 10))}
-			_ = p.wait(w.x.ctx) // cut short: failLocked sees the end
+			p := newBackoff()
+			p.Skip(attempts - 1)
+			_ = p.Wait(w.x.ctx) // cut short: failLocked sees the end
 		}
 		w.mu.Lock()
 		if err == nil && next.Version > w.loc.Version {

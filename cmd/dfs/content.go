@@ -411,7 +411,7 @@ func (sh *shell) appendOne(ctx context.Context, name string, dst operand, create
 	open := sh.fs.OpenAppend
 	if create {
 		open = func(ctx context.Context, path string) (writer, error) {
-			return sh.fs.Create(ctx, path, 0o666&^sh.env.umask)
+			return sh.fs.Create(ctx, path, 0o666&^sh.env.umask, false)
 		}
 	}
 	w, err := open(ctx, dst.path)
@@ -439,6 +439,9 @@ func runTruncate(ctx context.Context, sh *shell, args []string) error {
 	return sh.eachOperand(ctx, args[1:], true, nil, func(o operand) error {
 		if o.isDir() {
 			return failure(o.shown, dfserr.ErrIsDir)
+		}
+		if err := o.sizeKnown(); err != nil && !sh.opts.on("g") {
+			return err
 		}
 		if length > o.info.Size && !sh.opts.on("g") {
 			return usagef("Cannot truncate to a larger file size. Current size: %d, truncate size: %d.", o.info.Size, length)
@@ -509,6 +512,8 @@ func runTouchz(ctx context.Context, sh *shell, args []string) error {
 			return failure(o.shown, dfserr.ErrIsDir)
 		case o.info.Size != 0:
 			return failuref(o.shown, "Not a zero-length file")
+		case o.info.SizeIsBound:
+			return o.sizeKnown()
 		}
 		return sh.fs.Chtimes(ctx, o.path, time.Time{}, sh.env.now())
 	})

@@ -70,7 +70,7 @@ func (sh *shell) put(ctx context.Context, args []string) ([]string, error) {
 		return nil, err
 	}
 	keep := sh.opts.on("p")
-	c, work, err := sh.startCopying(ctx, preserved{times: keep, owner: keep, mode: keep})
+	c, work, err := sh.startCopying(ctx, preserved{times: keep, owner: keep, mode: keep}, true)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +117,7 @@ func (sh *shell) putStream(ctx context.Context, dstArg string) error {
 	if dst.isDir() {
 		return failure(dst.shown, dfserr.ErrIsDir)
 	}
-	c, work, err := sh.startCopying(ctx, preserved{})
+	c, work, err := sh.startCopying(ctx, preserved{}, true)
 	if err != nil {
 		return err
 	}
@@ -155,7 +155,7 @@ func runCp(ctx context.Context, sh *shell, args []string) error {
 	if err != nil {
 		return err
 	}
-	c, work, err := sh.startCopying(ctx, keep)
+	c, work, err := sh.startCopying(ctx, keep, true)
 	if err != nil {
 		return err
 	}

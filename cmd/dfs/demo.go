@@ -216,7 +216,7 @@ func (d *demo) storeBig(ctx context.Context) error {
 	defer fsys.Close() //nolint:errcheck // what was written is checked by reading it
 	d.say("writing %s of random bytes to %s", byteDesc(d.big), bigPath)
 	begin := d.env.now()
-	w, err := fsys.Create(ctx, bigPath, 0o644)
+	w, err := fsys.Create(ctx, bigPath, 0o644, true)
 	if err != nil {
 		return err
 	}

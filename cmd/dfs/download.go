@@ -31,7 +31,7 @@ func runGet(ctx context.Context, sh *shell, args []string) error {
 		return err
 	}
 	keep := sh.opts.on("p")
-	c, work, err := sh.startCopying(ctx, preserved{times: keep, owner: keep, mode: keep})
+	c, work, err := sh.startCopying(ctx, preserved{times: keep, owner: keep, mode: keep}, false)
 	if err != nil {
 		return err
 	}

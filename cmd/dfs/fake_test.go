@@ -439,9 +439,16 @@ func (w *fakeWriter) Close() error {
 	return nil
 }
 
+func (w *fakeWriter) CloseAs(path string, replace bool) error {
+	if err := w.Close(); err != nil {
+		return err
+	}
+	return w.f.Rename(w.ctx, w.path, path, replace)
+}
+
 func (w *fakeWriter) Abandon() {}
 
-func (f *fakeFS) Create(ctx context.Context, path string, perm fs.FileMode) (writer, error) {
+func (f *fakeFS) Create(ctx context.Context, path string, perm fs.FileMode, _ bool) (writer, error) {
 	var n *fakeNode
 	err := f.add(ctx, "create", path, func() *fakeNode {
 		n = f.node(perm)

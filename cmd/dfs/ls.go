@@ -209,6 +209,7 @@ type infoRow struct {
 	UID         uint32 `json:"uid"`
 	GID         uint32 `json:"gid"`
 	Length      int64  `json:"length"`
+	LengthBound bool   `json:"length_is_bound,omitempty"` // length is a lower bound
 	Replication int    `json:"replication"`
 	ChunkSize   int64  `json:"chunk_size"`
 	Links       uint32 `json:"links"`
@@ -231,7 +232,7 @@ func (sh *shell) infoJSON(o operand) infoRow {
 		row.PathBytes = []byte(o.shown)
 	}
 	if i.Mode.IsRegular() {
-		row.Length, row.Replication, row.ChunkSize = i.Size, i.Replication, i.ChunkSize
+		row.Length, row.LengthBound, row.Replication, row.ChunkSize = i.Size, i.SizeIsBound, i.Replication, i.ChunkSize
 	}
 	return row
 }

@@ -228,10 +228,10 @@ func umountCommand(*environ) *cobra.Command {
 		Use: "umount [-f] DIR", Aliases: []string{"unmount"}, Short: "Unmount what dfs mount has mounted", Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			err := fusefs.Unmount(args[0], lazy)
-			if errors.Is(err, syscall.EBUSY) {
+			if fusefs.IsBusy(err) {
 				return fmt.Errorf("%w; programs use it (see: fuser -vm %s); -f detaches it all the same", err, args[0])
 			}
-			if errors.Is(err, syscall.EINVAL) {
+			if fusefs.IsNotMounted(err) {
 				return fmt.Errorf("%s: nothing is mounted there", args[0])
 			}
 			return err

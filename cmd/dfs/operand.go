@@ -23,6 +23,14 @@ func (o operand) exists() bool { return o.info != nil }
 
 func (o operand) isDir() bool { return o.info != nil && o.info.Mode.IsDir() }
 
+// sizeKnown returns an error when the size of the operand, which exists, is only a lower bound.
+func (o operand) sizeKnown() error {
+	if !o.info.SizeIsBound {
+		return nil
+	}
+	return failuref(o.shown, "Its exact length is not known now (at least %d): no chunkserver that holds its end answers; see dfs fsck %s", o.info.Size, o.shown)
+}
+
 // child is the operand of an entry of the directory o.
 func (o operand) child(name string) operand {
 	c := operand{shown: name, path: strings.TrimRight(o.path, "/") + "/" + name}

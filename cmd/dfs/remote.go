@@ -22,7 +22,7 @@ type remote interface {
 
 // namespace is the tree: names, attributes and links.
 type namespace interface {
-	// Stat follows a last symbolic link, Lstat does not.
+	// Stat follows a last symbolic link, Lstat does not. Neither waits long for an exact size: fileInfo.SizeIsBound.
 	Stat(ctx context.Context, path string) (fileInfo, error)
 	Lstat(ctx context.Context, path string) (fileInfo, error)
 	// ReadDir calls each for every entry in byte order of name, with attributes; an error of each ends it.
@@ -49,8 +49,9 @@ type namespace interface {
 // contents is file data.
 type contents interface {
 	Open(ctx context.Context, path string) (reader, error)
-	// Create makes a regular file and opens it for writing; it fails with ErrExist if the name is taken.
-	Create(ctx context.Context, path string, perm fs.FileMode) (writer, error)
+	// Create makes a regular file and opens it for writing; it fails with ErrExist if the name is taken. large says that more than
+	// dfs.InlineMax bytes are coming.
+	Create(ctx context.Context, path string, perm fs.FileMode, large bool) (writer, error)
 	// OpenAppend opens an existing file so that every write goes to its end.
 	OpenAppend(ctx context.Context, path string) (writer, error)
 	// WriteSmall makes a whole file of at most dfs.InlineMax bytes in one atomic operation; with replace it takes the
@@ -66,11 +67,12 @@ type reader interface {
 	Close() error
 }
 
-// writer is a file open for writing. After a successful Close the data is where DESIGN §9 says; Abandon gives up
-// without caring for the content.
+// writer is a file open for writing. After a successful Close the data is where DESIGN §9 says; CloseAs gives the file another name
+// in the same step, as Rename would; Abandon gives up without caring for the content.
 type writer interface {
 	io.Writer
 	Close() error
+	CloseAs(path string, replace bool) error
 	Abandon()
 }
 
@@ -91,6 +93,7 @@ type fileInfo struct {
 	UID, GID    uint32
 	Nlink       uint32
 	Size        int64
+	SizeIsBound bool // the chunkservers that know the exact length do not answer: it is at least Size
 	ATime       time.Time
 	MTime       time.Time
 	Target      string // of a symbolic link

@@ -20,9 +20,13 @@ type sdk struct {
 
 var _ remote = (*sdk)(nil)
 
+// patience is for how long one operation is tried again while servers are away: longer than it takes to go on without
+// one of them or to start them again, shorter than a person waits without a word.
+const patience = 30 * time.Second
+
 // dialSDK connects to a cluster; a failure names the addresses and who gave them.
 func dialSDK(ctx context.Context, where target) (remote, error) {
-	cfg := client.Config{Masters: where.masters}
+	cfg := client.Config{Masters: where.masters, OpTimeout: patience}
 	if where.logLevel != "" && where.logLevel != "off" {
 		cfg.Logger = hclog.New(&hclog.LoggerOptions{Name: "client", Level: hclog.LevelFromString(where.logLevel), Output: os.Stderr})
 	}
@@ -43,11 +47,12 @@ func infoOf(i *client.FileInfo) fileInfo {
 	return fileInfo{
 		Name: i.Name(), Inode: uint64(a.Inode), Mode: a.Mode, UID: a.UID, GID: a.GID, Nlink: a.Nlink, Size: a.Size,
 		ATime: a.Atime, MTime: a.Mtime, Target: a.Target, ChunkSize: a.ChunkSize, Replication: a.Replication, Inline: a.Inline,
+		SizeIsBound: a.SizeIsBound,
 	}
 }
 
 func (s *sdk) Stat(ctx context.Context, path string) (fileInfo, error) {
-	i, err := s.c.Stat(ctx, path)
+	i, err := s.c.Peek(ctx, path, false)
 	if err != nil {
 		return fileInfo{}, err
 	}
@@ -55,7 +60,7 @@ func (s *sdk) Stat(ctx context.Context, path string) (fileInfo, error) {
 }
 
 func (s *sdk) Lstat(ctx context.Context, path string) (fileInfo, error) {
-	i, err := s.c.Lstat(ctx, path)
+	i, err := s.c.Peek(ctx, path, true)
 	if err != nil {
 		return fileInfo{}, err
 	}
@@ -201,6 +206,8 @@ func (w sdkWriter) Write(p []byte) (int, error) { return w.w.Write(p) }
 
 func (w sdkWriter) Close() error { return w.f.Close() }
 
+func (w sdkWriter) CloseAs(path string, replace bool) error { return w.f.CloseRename(path, !replace) }
+
 // Abandon closes without waiting for anything.
 func (w sdkWriter) Abandon() {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -208,8 +215,8 @@ func (w sdkWriter) Abandon() {
 	_ = w.f.WithContext(ctx).Close() // what was written is not wanted
 }
 
-func (s *sdk) writing(ctx context.Context, path string, flag int, perm fs.FileMode) (writer, error) {
-	f, err := s.c.OpenFile(ctx, path, os.O_WRONLY|flag, perm)
+// writing streams into an open file under ctx.
+func writing(ctx context.Context, f *client.File, err error) (writer, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -217,12 +224,14 @@ func (s *sdk) writing(ctx context.Context, path string, flag int, perm fs.FileMo
 	return sdkWriter{f: f, w: f.Buffered()}, nil
 }
 
-func (s *sdk) Create(ctx context.Context, path string, perm fs.FileMode) (writer, error) {
-	return s.writing(ctx, path, os.O_CREATE|os.O_EXCL, perm)
+func (s *sdk) Create(ctx context.Context, path string, perm fs.FileMode, large bool) (writer, error) {
+	f, err := s.c.CreateFile(ctx, path, os.O_WRONLY|os.O_EXCL, perm, client.CreateOptions{Large: large})
+	return writing(ctx, f, err)
 }
 
 func (s *sdk) OpenAppend(ctx context.Context, path string) (writer, error) {
-	return s.writing(ctx, path, os.O_APPEND, 0)
+	f, err := s.c.OpenFile(ctx, path, os.O_WRONLY|os.O_APPEND, 0)
+	return writing(ctx, f, err)
 }
 
 func (s *sdk) WriteSmall(ctx context.Context, path string, data []byte, perm fs.FileMode, replace bool) error {

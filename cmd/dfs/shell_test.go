@@ -113,7 +113,7 @@ func (r *rig) place(path, content string, at time.Time) {
 		}
 		path = dir
 	} else {
-		w, err := r.fs.Create(ctx, path, 0o644)
+		w, err := r.fs.Create(ctx, path, 0o644, false)
 		if err != nil {
 			r.t.Fatal(err)
 		}

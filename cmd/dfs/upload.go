@@ -20,8 +20,12 @@ import (
 	"dfs/internal/dfserr"
 )
 
-// filesInFlight is how many files a copy works on at a time unless -t says otherwise.
-const filesInFlight = 16
+// filesInFlight is how many files a copy works on at a time unless -t says otherwise. An upload has smallFactor times as many
+// under way while most of them are small: such a file is one request, and the master answers many of them together.
+const (
+	filesInFlight = 16
+	smallFactor   = 4
+)
 
 // cleanUpTime bounds what a copy does after it was interrupted: removing its temporary names.
 const cleanUpTime = 5 * time.Second
@@ -33,7 +37,8 @@ type copying struct {
 	bar      *progress
 	force    bool
 	keep     preserved
-	buffers  chan []byte // free ones
+	buffers  chan []byte   // free ones
+	large    chan struct{} // full while as many files that are not small are being uploaded as may be at a time
 	mu       sync.Mutex  // guards finished
 	finished []func(context.Context) error
 }
@@ -42,8 +47,8 @@ type copying struct {
 type preserved struct{ times, owner, mode bool }
 
 // startCopying prepares a copy with the options of the verb. The returned context is for the copying itself: it ends
-// when the cluster fails, and with wait.
-func (sh *shell) startCopying(ctx context.Context, keep preserved) (*copying, context.Context, error) {
+// when the cluster fails, and with wait. upload says that files are copied into the cluster.
+func (sh *shell) startCopying(ctx context.Context, keep preserved, upload bool) (*copying, context.Context, error) {
 	workers := filesInFlight
 	if text, ok := sh.opts["t"]; ok {
 		n, err := strconv.Atoi(text)
@@ -54,7 +59,12 @@ func (sh *shell) startCopying(ctx context.Context, keep preserved) (*copying, co
 	}
 	g, work := errgroup.WithContext(ctx)
 	g.SetLimit(workers)
-	c := &copying{sh: sh, group: g, force: sh.opts.on("f"), keep: keep, buffers: make(chan []byte, workers)}
+	if upload {
+		g.SetLimit(smallFactor * workers)
+	}
+	c := &copying{
+		sh: sh, group: g, force: sh.opts.on("f"), keep: keep, buffers: make(chan []byte, workers), large: make(chan struct{}, workers),
+	}
 	return c, work, nil
 }
 
@@ -154,30 +164,77 @@ func (c *copying) upload(ctx context.Context, src source, target operand, fresh 
 	return nil
 }
 
+// uploadDir copies a directory.
 func (c *copying) uploadDir(ctx context.Context, src source, target operand, fresh bool) error {
+	made, err := c.makeDir(ctx, target, fresh)
+	if err != nil {
+		return err
+	}
+	return c.fillDir(ctx, src, target, made)
+}
+
+// makeDir makes a directory; made says that it was not there before.
+func (c *copying) makeDir(ctx context.Context, target operand, fresh bool) (made bool, err error) {
 	// Until the copy is complete its owner must be able to write into it, whatever mode it ends up with.
 	perm := fs.FileMode(0o777) &^ c.sh.env.umask
-	err := c.sh.fs.Mkdir(ctx, target.path, perm|0o700)
-	made := err == nil
+	err = c.sh.fs.Mkdir(ctx, target.path, perm|0o700)
+	made = err == nil
 	if errors.Is(err, fs.ErrExist) && !fresh {
 		info, statErr := c.sh.fs.Stat(ctx, target.path)
 		if statErr != nil {
-			return about(target.shown, statErr)
+			return false, about(target.shown, statErr)
 		}
 		if !info.Mode.IsDir() {
-			return failure(target.shown, dfserr.ErrNotDir)
+			return false, failure(target.shown, dfserr.ErrNotDir)
 		}
 		err = nil
 	}
-	if err != nil {
-		return about(target.shown, err)
+	return made, about(target.shown, err)
+}
+
+// madeDir is the outcome of a makeDir.
+type madeDir struct {
+	made bool
+	err  error
+}
+
+// makeDirs makes the directories among items, which are below target, at the same time.
+func (c *copying) makeDirs(ctx context.Context, items []source, target operand, fresh bool) []madeDir {
+	out := make([]madeDir, len(items))
+	var g errgroup.Group
+	g.SetLimit(cap(c.large))
+	for i, item := range items {
+		if item.Info().mode.IsDir() {
+			g.Go(func() error {
+				out[i].made, out[i].err = c.makeDir(ctx, target.child(item.Base()), fresh)
+				return nil
+			})
+		}
 	}
+	_ = g.Wait() // its functions return no errors
+	return out
+}
+
+// fillDir copies what a directory holds into target, which made says was not there before.
+func (c *copying) fillDir(ctx context.Context, src source, target operand, made bool) error {
 	items, err := src.List(ctx)
 	if err != nil {
 		return about(src.Shown(), err)
 	}
-	for _, item := range items {
-		err := c.upload(ctx, item, target.child(item.Base()), made)
+	dirs := c.makeDirs(ctx, items, target, made)
+	for i, item := range items {
+		into := target.child(item.Base())
+		var err error
+		switch {
+		case !item.Info().mode.IsDir():
+			err = c.upload(ctx, item, into, made)
+		case ctx.Err() != nil:
+			err = ctx.Err()
+		case dirs[i].err != nil:
+			err = dirs[i].err
+		default:
+			err = c.fillDir(ctx, item, into, dirs[i].made)
+		}
 		if err != nil && (fatal(err) || ctx.Err() != nil) {
 			return err
 		}
@@ -218,17 +275,17 @@ func (c *copying) uploadFile(ctx context.Context, src source, target operand, fr
 		return about(src.Shown(), err)
 	}
 	defer f.Close()
-	buf := c.buffer()
-	defer c.release(buf)
-	n, err := io.ReadFull(f, buf)
+	// Whether a file is small is not known before its end was seen.
+	small := make([]byte, dfs.InlineMax+1)
+	n, err := io.ReadFull(f, small)
 	ended := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 	if err != nil && !ended {
 		return about(src.Shown(), err)
 	}
-	if ended && n <= dfs.InlineMax {
-		err = c.uploadSmall(ctx, src, f, buf[:n], target)
+	if ended {
+		err = c.uploadSmall(ctx, src, f, small[:n], target)
 	} else {
-		err = c.uploadLarge(ctx, src, f, buf, n, target, fresh)
+		err = c.uploadLarge(ctx, src, f, small, target, fresh)
 	}
 	if err == nil {
 		c.bar.finished()
@@ -255,7 +312,21 @@ func (c *copying) uploadSmall(ctx context.Context, src source, f sourceFile, dat
 	return c.keepAttributes(ctx, src, target, target.path)
 }
 
-func (c *copying) uploadLarge(ctx context.Context, src source, f sourceFile, buf []byte, n int, target operand, fresh bool) (err error) {
+// uploadLarge is uploadFile for a file that has begin and more.
+func (c *copying) uploadLarge(ctx context.Context, src source, f sourceFile, begin []byte, target operand, fresh bool) (err error) {
+	select {
+	case c.large <- struct{}{}:
+		defer func() { <-c.large }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	buf := c.buffer()
+	defer c.release(buf)
+	n := copy(buf, begin)
+	more, err := io.ReadFull(f, buf[n:])
+	if n += more; err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return about(src.Shown(), err)
+	}
 	if !fresh { // find out before the bytes travel; the rename at the end decides
 		now := operand{shown: target.shown, path: target.path}
 		if err := c.sh.fill(ctx, &now, false); err != nil {
@@ -269,7 +340,7 @@ func (c *copying) uploadLarge(ctx context.Context, src source, f sourceFile, buf
 		}
 	}
 	temp := strings.TrimRight(parentOf(target.path), "/") + "/" + temporaryName(target.base())
-	w, err := c.sh.fs.Create(ctx, temp, c.filePerm(src))
+	w, err := c.sh.fs.Create(ctx, temp, c.filePerm(src), true)
 	if err != nil {
 		c.discard(ctx, temp)
 		return about(target.shown, err)
@@ -297,6 +368,9 @@ func (c *copying) uploadLarge(ctx context.Context, src source, f sourceFile, buf
 	}
 	if err := f.Unchanged(total); err != nil {
 		return err
+	}
+	if c.keep == (preserved{}) {
+		return about(target.shown, w.CloseAs(target.path, c.force))
 	}
 	if err := w.Close(); err != nil {
 		return about(target.shown, err)

@@ -247,6 +247,11 @@ func runStat(ctx context.Context, sh *shell, args []string) error {
 			sh.printJSON(sh.infoJSON(o))
 			return nil
 		}
+		if strings.Contains(format, "%b") {
+			if err := o.sizeKnown(); err != nil {
+				return err
+			}
+		}
 		fmt.Fprintln(sh.out, sh.statText(format, o))
 		return nil
 	})
@@ -326,6 +331,11 @@ func runTest(ctx context.Context, sh *shell, args []string) error {
 		return &exitError{exitFailed}
 	}
 	for _, o := range items {
+		if o.exists() && o.info.Size == 0 && (question == "s" || question == "z") {
+			if err := o.sizeKnown(); err != nil {
+				return err
+			}
+		}
 		if !o.exists() || !sh.answer(question, o) {
 			return &exitError{exitFailed}
 		}

@@ -12,11 +12,14 @@ import (
 	dfsv1 "dfs/proto/dfs/v1"
 )
 
-// Bounds of one command, in values. kv bounds a transaction; these keep every command well below.
+// Bounds of one command. kv bounds a transaction (about 2.4 MiB); these, with chunks.MaxPerCommand and what a request may hold, keep every command well below.
 const (
-	defaultReclaim  = 256
-	maxReclaimNames = 256  // each may rewrite an inode with inline data
-	maxItems        = 4096 // inodes of a ReclaimCommand, items of a GarbageDoneCommand
+	defaultReclaim  = 256     // values
+	maxReclaimNames = 256     // per directory
+	maxReclaimBytes = 1 << 20 // written by one ReclaimCommand, by the estimate of changes: unlinking rewrites an inode with its inline data
+	reclaimedChunk  = 640     // bytes that the deletion of one chunk writes
+	reclaimedXattr  = 512     // bytes that the deletion of one extended attribute writes
+	maxItems        = 4096    // inodes of a ReclaimCommand, items of a GarbageDoneCommand
 )
 
 // Encode returns the bytes to propose for a command.
@@ -44,6 +47,18 @@ func (f *FSM) applyEntry(index dfs.Index, data []byte) (*dfsv1.Result, error) {
 	res, err := t.execute(cmd)
 	if t.err != nil {
 		return nil, t.err
+	}
+	if err == nil {
+		err = t.stage()
+	}
+	if errors.Is(err, dfserr.ErrTooBig) {
+		// Commands are bounded so that this does not happen; should one get through, it is refused and nothing else.
+		t.discard()
+		t.store.Reset()
+		res = t.refusal(err)
+		if err = t.remember(cmd, res); err == nil {
+			err = t.stage()
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -95,14 +110,26 @@ func (t *txn) execute(cmd *dfsv1.Command) (*dfsv1.Result, error) {
 		keep = dfserr.ClassOf(err) == dfserr.GiveUp
 	}
 	res.Index = uint64(t.index)
-	if session != 0 && keep && !res.GetMore() {
-		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(res)
-		if err != nil {
-			return nil, dfserr.Errorf(dfserr.ErrFormat, "encode result: %v", err)
+	if keep && !res.GetMore() {
+		if err := t.remember(cmd, res); err != nil {
+			return nil, err
 		}
-		t.setReply(session, &dfsv1.CachedReply{Seq: seq, Result: b})
 	}
 	return res, nil
+}
+
+// remember keeps the result of a command that came with a session's header.
+func (t *txn) remember(cmd *dfsv1.Command, res *dfsv1.Result) error {
+	session := dfs.SessionID(cmd.GetHeader().GetSession())
+	if session == 0 {
+		return nil
+	}
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(res)
+	if err != nil {
+		return dfserr.Errorf(dfserr.ErrFormat, "encode result: %v", err)
+	}
+	t.setReply(session, &dfsv1.CachedReply{Seq: cmd.GetHeader().GetSeq(), Result: b})
+	return nil
 }
 
 // refusal is the result of a command that failed.
@@ -205,7 +232,7 @@ func (o op) create(r *dfsv1.CreateRequest) (*dfsv1.Result, error) {
 	if n.IsRegular() && (c.Cut || c.Created && r.GetWantChunk()) {
 		f := fileOf(c.ID, &n)
 		if c.Cut {
-			if res.More, err = chunks.Truncate(o.t, o.chunkEnv(), &f, 0, o.cmd.GetTailLength()); err != nil {
+			if res.More, res.Dropped, err = o.cut(&f, 0); err != nil {
 				return nil, err
 			}
 			if !res.More {
@@ -304,7 +331,7 @@ func (o op) truncate(r *dfsv1.TruncateRequest) (*dfsv1.Result, error) {
 		return nil, err
 	}
 	f := fileOf(id, &n)
-	more, err := chunks.Truncate(o.t, o.chunkEnv(), &f, r.GetLength(), o.cmd.GetTailLength())
+	more, dropped, err := o.cut(&f, r.GetLength())
 	if err != nil {
 		return nil, err
 	}
@@ -312,8 +339,21 @@ func (o op) truncate(r *dfsv1.TruncateRequest) (*dfsv1.Result, error) {
 		return nil, err
 	}
 	res := attrs(id, &n)
-	res.More = more
+	res.More, res.Dropped = more, dropped
 	return res, nil
+}
+
+// cut sets a file's length, and says how many chunks went.
+func (o op) cut(f *chunks.File, length int64) (more bool, dropped int64, err error) {
+	before, err := o.t.ChunkTotals()
+	if err != nil {
+		return false, 0, err
+	}
+	if more, err = chunks.Truncate(o.t, o.chunkEnv(), f, length, o.cmd.GetTailLength()); err != nil {
+		return false, 0, err
+	}
+	after, err := o.t.ChunkTotals()
+	return more, after.Garbage - before.Garbage, err
 }
 
 func (o op) setXattr(r *dfsv1.SetXattrRequest) (*dfsv1.Result, error) {

@@ -80,6 +80,9 @@ func (o op) commitLength(r *dfsv1.CommitLengthRequest) (*dfsv1.Result, error) {
 			return nil, err
 		}
 	}
+	if r.GetRename() != nil {
+		return o.rename(r.GetRename())
+	}
 	return attrs(id, &n), nil
 }
 
@@ -149,7 +152,7 @@ func (o op) reclaim(r *dfsv1.ReclaimCommand) (*dfsv1.Result, error) {
 	}
 	res := &dfsv1.Result{}
 	for _, number := range r.GetInodes() {
-		if left <= 0 {
+		if left <= 0 || o.t.dirty.bytes >= maxReclaimBytes {
 			res.More = true
 			break
 		}
@@ -169,23 +172,25 @@ func (o op) reclaim(r *dfsv1.ReclaimCommand) (*dfsv1.Result, error) {
 	return res, nil
 }
 
-// reclaimOne deletes an orphan, or up to limit values of what it holds. It returns how many values it has handled, and whether the orphan is gone.
+// reclaimOne deletes an orphan, or a part of what it holds: up to limit values, and about as many bytes as the command has left. It returns how many values it has
+// handled, and whether the orphan is gone.
 func (o op) reclaimOne(id dfs.InodeID, limit int) (int, bool, error) {
 	n, err := namespace.Get(o.t, id)
 	if err != nil {
 		return 0, false, err
 	}
 	used, empty := 0, true
+	room := maxReclaimBytes - o.t.dirty.bytes
 	switch {
 	case n.IsDir() && n.Entries > 0:
-		used, empty, err = namespace.ReclaimEntries(o.t, o.env, id, min(limit, maxReclaimNames))
+		used, empty, err = namespace.ReclaimEntries(o.t, o.env, id, min(limit, maxReclaimNames), room)
 	case n.IsRegular() && n.Chunks > 0:
-		used, empty, err = chunks.Reclaim(o.t, o.chunkEnv(), id, limit)
+		used, empty, err = chunks.Reclaim(o.t, o.chunkEnv(), id, min(limit, 1+int(room/reclaimedChunk)))
 	}
 	if err != nil || !empty {
 		return used, false, err
 	}
-	if used > 0 && used+int(n.Xattrs) > limit {
+	if n.Xattrs > 0 && o.t.dirty.bytes > 0 && o.t.dirty.bytes+reclaimedXattr*int64(n.Xattrs) > maxReclaimBytes {
 		return limit, false, nil // the rest next time, on its own
 	}
 	dropped, err := namespace.Drop(o.t, id)

@@ -182,6 +182,7 @@ func TestFailureLeavesTheStateAlone(t *testing.T) {
 		"add chunk":        addChunkCmd(g, 5, 0),
 		"add chunk to dir": addChunkCmd(2, 0, 0, 1, 2),
 		"commit length":    {Header: asRoot(), Op: &dfsv1.Command_CommitLength{CommitLength: &dfsv1.CommitLengthRequest{Inode: f, Length: 6000, Chunk: c.GetChunk(), Version: c.GetVersion(), Modified: true}}},
+		"commit, rename":   {Header: asRoot(), Op: &dfsv1.Command_CommitLength{CommitLength: &dfsv1.CommitLengthRequest{Inode: f, Modified: true, Rename: &dfsv1.RenameRequest{OldParent: &dfsv1.Ref{Path: []byte("/d")}, OldName: []byte("f"), NewParent: &dfsv1.Ref{Path: []byte("/d")}, NewName: []byte("g"), NoReplace: true}}}},
 		"open tail":        {Op: &dfsv1.Command_OpenTail{OpenTail: &dfsv1.OpenTailCommand{Inode: 99}}},
 		"settle tail":      {Op: &dfsv1.Command_SettleTail{SettleTail: &dfsv1.SettleTailCommand{Inode: 2}}},
 		"reconfigure":      {Op: &dfsv1.Command_Reconfigure{Reconfigure: &dfsv1.ReconfigureCommand{Chunk: c.GetChunk(), ExpectVersion: c.GetVersion(), Replicas: []uint64{4}}}},
@@ -223,6 +224,38 @@ func TestFailureLeavesTheStateAlone(t *testing.T) {
 	m.restart()
 	if err := m.db.VerifyHash(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestCommitLengthAndRename: both are one command, and its repetition gets its first answer.
+func TestCommitLengthAndRename(t *testing.T) {
+	m := newMachine(t)
+	m.mkdir("/", "d")
+	f := m.mkfile("/d", "f")
+	c := m.addChunk(f, 0, 0)
+	s := m.openSession(1)
+	cmd := func() *dfsv1.Command {
+		return inSession(&dfsv1.Command{Op: &dfsv1.Command_CommitLength{CommitLength: &dfsv1.CommitLengthRequest{
+			Inode: f, Length: 7000, Chunk: c.GetChunk(), Version: c.GetVersion(), Modified: true, Closing: true,
+			Rename: &dfsv1.RenameRequest{OldParent: &dfsv1.Ref{Path: []byte("/d")}, OldName: []byte("f"), NewName: []byte("final")},
+		}}}, s, 1)
+	}
+	first := m.must(cmd())
+	if a := first.GetAttr(); a.GetInode() != f || a.GetLength() != 7000 || a.GetTailOpen() {
+		t.Errorf("attributes %v", a)
+	}
+	if again := m.must(cmd()); !proto.Equal(first, again) {
+		t.Errorf("the repetition was answered with %v, the first was %v", again, first)
+	}
+	v, err := m.fsm.View()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	for path, want := range map[string]error{"/final": nil, "/d/f": dfserr.ErrNotExist} {
+		if _, err := v.LookupPath(&dfsv1.Caller{}, &dfsv1.Ref{Path: []byte(path)}); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", path, err, want)
+		}
 	}
 }
 

@@ -11,8 +11,9 @@ import (
 
 // changes are what the running command has written, in the order of first writes, so that every replica hands the same sequence to kv.
 type changes struct {
-	list []change
-	pos  map[string]int
+	list  []change
+	pos   map[string]int
+	bytes int64 // estimate of what they take
 }
 
 type change struct {
@@ -29,7 +30,9 @@ func (c *changes) get(key []byte) (any, bool) {
 }
 
 func (c *changes) set(key []byte, value any) {
+	c.bytes += sizeOf(key, value)
 	if i, ok := c.pos[string(key)]; ok {
+		c.bytes -= sizeOf(key, c.list[i].value)
 		c.list[i].value = value
 		return
 	}
@@ -42,6 +45,7 @@ func (c *changes) reset() {
 	clear(c.list)
 	c.list = c.list[:0]
 	clear(c.pos)
+	c.bytes = 0
 }
 
 // txn is the state as the running command sees and changes it. Changes stay here, decoded, until commit; a command that fails leaves none.
@@ -68,14 +72,11 @@ func (f *FSM) begin(index dfs.Index) *txn {
 // discard forgets the changes.
 func (t *txn) discard() { t.dirty.reset() }
 
-// commit hands the changes to the cache and to kv.
-func (t *txn) commit() error {
+// stage hands the changes to kv. ErrTooBig: they are more than one index may have.
+func (t *txn) stage() error {
 	for i := range t.dirty.list {
 		c := &t.dirty.list[i]
 		key := []byte(c.key)
-		if cached(key) {
-			t.cache.put(c.key, c.value, t.index)
-		}
 		if c.value == nil {
 			if err := t.store.Delete(key); err != nil {
 				return err
@@ -88,6 +89,16 @@ func (t *txn) commit() error {
 		}
 		if err := t.store.Set(key, value); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// commit gives the staged changes to the cache and commits them.
+func (t *txn) commit() error {
+	for i := range t.dirty.list {
+		if c := &t.dirty.list[i]; cached([]byte(c.key)) {
+			t.cache.put(c.key, c.value, t.index)
 		}
 	}
 	return t.store.Commit()

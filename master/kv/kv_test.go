@@ -477,3 +477,55 @@ func TestSortedKeys(t *testing.T) {
 		}
 	}
 }
+
+// TestTooMuchForOneIndexIsRefusedInTime: what would not fit into Badger's transaction is refused before the commit, and Reset mends it.
+func TestTooMuchForOneIndexIsRefusedInTime(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		value int
+		del   bool
+	}{{"bytes", 64 << 10, false}, {"keys", 0, false}, {"deletions", 0, true}} {
+		t.Run(c.name, func(t *testing.T) {
+			db := mustOpen(t, t.TempDir(), small)
+			defer db.Close()
+			fill := func(index dfs.Index) int {
+				txn, n := db.Begin(index), 0
+				for ; ; n++ {
+					key := fmt.Appendf(nil, "%08d", n)
+					var err error
+					if c.del {
+						err = txn.Delete(key)
+					} else {
+						err = txn.Set(key, make([]byte, c.value))
+					}
+					if errors.Is(err, dfserr.ErrTooBig) {
+						return n
+					}
+					must(t, err)
+				}
+			}
+			n := fill(1)
+			db.w.txn.Reset()
+			must(t, db.w.txn.Commit())
+			// One change less fits.
+			put := func(index dfs.Index, del bool) {
+				txn := db.Begin(index)
+				for i := range n {
+					key := fmt.Appendf(nil, "%08d", i)
+					if del {
+						must(t, txn.Delete(key))
+					} else {
+						must(t, txn.Set(key, make([]byte, c.value)))
+					}
+				}
+				must(t, txn.Commit())
+				must(t, db.Flush())
+			}
+			put(2, false)
+			if c.del {
+				put(3, true)
+			}
+			t.Logf("%d keys", n)
+		})
+	}
+}

@@ -28,6 +28,10 @@ type Options struct {
 
 const minMemtable = 8 << 20
 
+// txnBytes bounds the changes of one index, by the measure of overlay: Badger's own bound, 15 % of a memtable, less what the applied record takes. It is the same
+// on every master, so that all of them refuse the same commands.
+func (o Options) txnBytes() int { return int(o.MemtableBytes*15/100) - 16<<10 }
+
 func (o Options) withDefaults() Options {
 	if o.CacheBytes <= 0 {
 		o.CacheBytes = 64 << 20

@@ -11,6 +11,10 @@ type change struct {
 	gone  bool
 }
 
+// changeOverhead is what a change counts for besides its key and value. Badger bounds a transaction in entries too, at one for each 96 bytes of
+// its bound in bytes; with this the bound in bytes covers both.
+const changeOverhead = 128
+
 // overlay holds changes by key and gives them back in key order. It is owned by the writer's goroutine.
 type overlay struct {
 	changes map[string]change
@@ -26,9 +30,11 @@ func (o *overlay) get(key []byte) (change, bool) {
 }
 
 func (o *overlay) put(key string, c change) {
-	if _, ok := o.changes[key]; !ok {
+	if old, ok := o.changes[key]; ok {
+		o.bytes -= len(old.value)
+	} else {
 		o.keys.insert(key)
-		o.bytes += len(key) + 64
+		o.bytes += len(key) + changeOverhead
 	}
 	o.bytes += len(c.value)
 	o.changes[key] = c

@@ -129,7 +129,8 @@ func (t *Txn) lookup(key []byte) (change, error) {
 	return c, nil
 }
 
-// Set gives key a value. Both slices belong to the Txn from here on and must not be modified.
+// Set gives key a value. Both slices belong to the Txn from here on and must not be modified. ErrTooBig: the value alone, or the changes of the
+// index together, are more than one transaction may hold; the Txn then goes on only with Reset.
 func (t *Txn) Set(key, value []byte) error {
 	if len(value) > MaxValue {
 		return dfserr.Errorf(dfserr.ErrTooBig, "value of key %.64q is %d bytes long, the limit is %d", key, len(value), MaxValue)
@@ -140,7 +141,7 @@ func (t *Txn) Set(key, value []byte) error {
 	return t.change(key, change{value: value})
 }
 
-// Delete removes key, which need not exist.
+// Delete removes key, which need not exist. ErrTooBig as for Set.
 func (t *Txn) Delete(key []byte) error { return t.change(key, change{gone: true}) }
 
 func (t *Txn) change(key []byte, c change) error {
@@ -151,10 +152,13 @@ func (t *Txn) change(key []byte, c change) error {
 		return err
 	}
 	t.own.put(string(key), c)
+	if t.own.bytes > t.db.opts.txnBytes() {
+		return dfserr.Errorf(dfserr.ErrTooBig, "changes of index %d: %d keys with %d bytes, the limit is %d bytes", t.index, t.Changes(), t.own.bytes, t.db.opts.txnBytes())
+	}
 	return nil
 }
 
-// Reset forgets the changes made through t, as when a command fails half way. Commit must still follow.
+// Reset forgets the changes made through t, as when a command fails half way or is too big. Commit must still follow.
 func (t *Txn) Reset() { t.own.reset() }
 
 // Changes returns how many keys t has changed.

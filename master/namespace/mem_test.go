@@ -244,7 +244,7 @@ func (w *world) reclaimAll(limit int) error {
 	for len(w.m.orphans) > 0 {
 		id := slices.Sorted(maps.Keys(w.m.orphans))[0]
 		err := w.run(func(tx Txn, env Env) error {
-			_, empty, err := ReclaimEntries(tx, env, id, limit)
+			_, empty, err := ReclaimEntries(tx, env, id, limit, 1<<20)
 			if err != nil || !empty {
 				return err
 			}

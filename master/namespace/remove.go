@@ -78,9 +78,12 @@ func unlinked(tx Txn, env Env, id dfs.InodeID, n Inode) error {
 	return nil
 }
 
-// ReclaimEntries empties an orphaned directory by up to limit names: what loses its last name with that becomes an orphan in its
-// turn. It returns how many names went, and whether the directory is empty now.
-func ReclaimEntries(tx Txn, env Env, dir dfs.InodeID, limit int) (int, bool, error) {
+// entryCost is what one name costs ReclaimEntries at most, in bytes written, besides the inline data and link target of its inode, which is rewritten.
+const entryCost = 1024
+
+// ReclaimEntries empties an orphaned directory by up to limit names, fewer when that would write more than about room bytes, but at least one: what loses its last name with
+// that becomes an orphan in its turn. It returns how many names went, and whether the directory is empty now.
+func ReclaimEntries(tx Txn, env Env, dir dfs.InodeID, limit int, room int64) (int, bool, error) {
 	n, err := Get(tx, dir)
 	if err != nil {
 		return 0, false, err
@@ -100,10 +103,14 @@ func ReclaimEntries(tx Txn, env Env, dir dfs.InodeID, limit int) (int, bool, err
 	if err != nil {
 		return 0, false, err
 	}
-	for _, e := range entries {
+	for i, e := range entries {
 		c, err := child(tx, e.d)
 		if err != nil {
 			return 0, false, err
+		}
+		if room -= entryCost + int64(len(c.Inline)+len(c.Target)); room < 0 && i > 0 {
+			entries = entries[:i]
+			break
 		}
 		linkOut(tx, env, dir, &n, e.name, c.Type())
 		if err := unlinked(tx, env, e.d.Inode, c); err != nil {

@@ -264,7 +264,7 @@ func (w *world) operation(tx Txn, env Env, f []string) (string, error) {
 		return text + fmt.Sprintf("  %+v\n", w.m.totals), nil
 	case "reclaim":
 		id := dfs.InodeID(number(arg(1), 10))
-		n, empty, err := ReclaimEntries(tx, env, id, int(number(arg(2), 10)))
+		n, empty, err := ReclaimEntries(tx, env, id, int(number(arg(2), 10)), 1<<20)
 		if err == nil && empty {
 			_, err = Drop(tx, id)
 		}

@@ -26,7 +26,7 @@ var (
 	_ raft.ConfigurationStore = (*stateMachine)(nil)
 )
 
-// ApplyBatch applies committed entries and returns one result for each. Behind the latch, and for one that was applied in an earlier life, the result is an error or nil: nobody waits for it.
+// ApplyBatch applies committed entries and returns one result for each. An error among the caller's results closes the latch: the state lacks that entry. Behind the latch, and for one that was applied in an earlier life, the result is an error or nil: nobody waits for it.
 func (m *stateMachine) ApplyBatch(logs []*raft.Log) []any {
 	results := make([]any, len(logs))
 	if err := m.latch.err(); err != nil {
@@ -65,6 +65,11 @@ func (m *stateMachine) ApplyBatch(logs []*raft.Log) []any {
 		}
 		for i, a := range answers {
 			results[at[i]] = a
+			if err, failed := a.(error); failed && m.latch.err() == nil {
+				// The state lacks this entry: it must not count as applied, nor anything after it.
+				_ = m.latch.fail(dfserr.Errorf(err, "state machine failed at index %d", batch[i].Index))
+				logs = logs[:at[i]]
+			}
 		}
 	}
 	if len(logs) > 0 {

@@ -46,6 +46,7 @@ type listState struct {
 	applies int // calls of ApplyBatch that did something
 	replays int // entries applied
 	syncErr error
+	failAt  string // the entry with these bytes cannot be applied, nor what follows
 }
 
 func newListState() *listState { return &listState{pins: make(map[dfs.Index]int)} }
@@ -138,6 +139,12 @@ func (s *listState) ApplyBatch(logs []*raft.Log) []any {
 	s.applies++
 	out := make([]any, len(logs))
 	for i, l := range logs {
+		if s.failAt != "" && string(l.Data) == s.failAt {
+			for j := i; j < len(logs); j++ {
+				out[j] = dfserr.Errorf(dfserr.ErrCorrupt, "entry %d", l.Index)
+			}
+			break
+		}
 		if last := s.appliedLocked(); dfs.Index(l.Index) <= last {
 			panic(fmt.Sprintf("entry %d after %d", l.Index, last))
 		}

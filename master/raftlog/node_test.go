@@ -329,3 +329,31 @@ func TestNodeFailsForGoodAtTheFirstDiskError(t *testing.T) {
 		t.Fatalf("applied %q", got)
 	}
 }
+
+// TestNodeFailsForGoodWhenItsStateDoes has an entry that the state machine cannot apply: it does not count as applied, nothing is acknowledged after it, and no snapshot claims it.
+func TestNodeFailsForGoodWhenItsStateDoes(t *testing.T) {
+	state := newListState()
+	state.failAt = "bad"
+	n := open(t, config(vfs.NewMem(), state, newPipes().host("a")))
+	defer n.Close()
+	last := propose(t, n, "before")
+	if v, _, err := n.Propose(context.Background(), []byte("bad")); !errors.Is(err, dfserr.ErrCorrupt) {
+		t.Fatalf("an entry that was not applied was answered with %v, %v", v, err)
+	}
+	<-n.Failed()
+	if got := n.fsm.applied.get(); got != last {
+		t.Fatalf("applied is %d, the state is at %d", got, last)
+	}
+	if _, _, err := n.Propose(context.Background(), []byte("after")); !errors.Is(err, dfserr.ErrCorrupt) {
+		t.Fatalf("propose: %v", err)
+	}
+	if err := n.Snapshot(context.Background()); err == nil {
+		t.Fatal("a snapshot of a failed state")
+	}
+	if _, err := n.fsm.Snapshot(); !errors.Is(err, dfserr.ErrCorrupt) {
+		t.Fatalf("snapshot: %v", err)
+	}
+	if got := state.data(); !slices.Equal(got, []string{"before"}) {
+		t.Fatalf("applied %q", got)
+	}
+}

@@ -15,6 +15,7 @@ import (
 type Limits struct {
 	Copies          int           // [32] at once in the cluster
 	CopiesPerServer int           // [2] at once with one server as source or target
+	CopyUnit        int64         // [none] bytes of a copy that counts as one in the two limits above; a smaller one counts as a part of one, at least a sixteenth
 	BytesPerSecond  int64         // [no limit] of copies begun, averaged over a few seconds
 	CopyTimeout     time.Duration // [15 min] after which a copy that has not been heard of counts as failed
 	RetryAfter      time.Duration // [30 s] before a chunk whose copy failed or found no target is tried again
@@ -47,8 +48,9 @@ type Planner struct {
 	byChunk map[dfs.ChunkID]*task // the tasks in queues
 	dropped int64                 // tasks that found no place since TakeDropped
 
-	running map[dfs.ChunkID]running // at most limits.Copies
-	perNode map[dfs.ServerID]int    // copies under way by server, as source or target
+	running map[dfs.ChunkID]running // at most partsPerCopy*limits.Copies
+	used    int                     // parts of copies under way
+	perNode map[dfs.ServerID]int    // those by server, as source or target
 	failed  map[dfs.ChunkID]failure // what could not be done of late; at most limits.Queue
 	fails   []dfs.ChunkID           // keys of failed, the oldest first
 
@@ -61,6 +63,24 @@ type running struct {
 	source, target dfs.ServerID
 	class          class
 	since          time.Time
+	parts          int
+}
+
+// partsPerCopy is what a copy of CopyUnit or more counts in the limits. Small copies cost mostly waiting, so more of them may be
+// under way.
+const partsPerCopy = 16
+
+// parts is what a copy of so many bytes counts.
+func (l *Limits) parts(size int64) int {
+	if l.CopyUnit <= 0 || size >= l.CopyUnit {
+		return partsPerCopy
+	}
+	return max(1, int(size*partsPerCopy/l.CopyUnit))
+}
+
+// fits reports whether a server may take part in a copy that counts so much.
+func (p *Planner) fits(id dfs.ServerID, parts int) bool {
+	return p.perNode[id]+parts <= partsPerCopy*p.limits.CopiesPerServer
 }
 
 // failure is a copy that failed, or found no target. Tasks of that class for the chunk wait, and stand behind
@@ -199,8 +219,9 @@ func (p *Planner) Done(chunk dfs.ChunkID, target dfs.ServerID, failedCopy bool, 
 // end takes a copy off the books.
 func (p *Planner) end(chunk dfs.ChunkID, r running) {
 	delete(p.running, chunk)
+	p.used -= r.parts
 	for _, id := range []dfs.ServerID{r.source, r.target} {
-		if p.perNode[id]--; p.perNode[id] <= 0 {
+		if p.perNode[id] -= r.parts; p.perNode[id] <= 0 {
 			delete(p.perNode, id)
 		}
 	}
@@ -274,16 +295,17 @@ func (p *Planner) step(t *task, now time.Time) (commands []Command, finding *Fin
 
 // stepCopy is step for a task that wants a copy.
 func (p *Planner) stepCopy(t *task, now time.Time) (commands []Command, finding *Finding, keep bool) {
-	if p.hasFailed(t) || len(p.running) >= p.limits.Copies || (p.limits.BytesPerSecond > 0 && p.tokens <= 0) {
+	parts := p.limits.parts(t.chunk.Size)
+	if p.hasFailed(t) || p.used+parts > partsPerCopy*p.limits.Copies || (p.limits.BytesPerSecond > 0 && p.tokens <= 0) {
 		return nil, nil, true
 	}
-	source, ok := p.source(&t.chunk)
+	source, ok := p.source(&t.chunk, parts)
 	if !ok {
 		return nil, nil, true
 	}
 	var busy []dfs.ServerID
-	for id, n := range p.perNode {
-		if n >= p.limits.CopiesPerServer {
+	for id := range p.perNode {
+		if !p.fits(id, parts) {
 			busy = append(busy, id)
 		}
 	}
@@ -299,9 +321,10 @@ func (p *Planner) stepCopy(t *task, now time.Time) (commands []Command, finding 
 		}
 		return nil, &Finding{t.chunk.ID, NoTarget, why}, false
 	}
-	p.running[t.chunk.ID] = running{source, target, t.class, now}
-	p.perNode[source]++
-	p.perNode[target]++
+	p.running[t.chunk.ID] = running{source, target, t.class, now, parts}
+	p.used += parts
+	p.perNode[source] += parts
+	p.perNode[target] += parts
 	p.tokens -= float64(t.chunk.Size)
 	return []Command{{
 		Kind: Copy, Chunk: t.chunk.ID, Version: t.chunk.Version, Source: source, Target: target, Size: t.chunk.Size, Reason: t.reason,
@@ -310,14 +333,14 @@ func (p *Planner) stepCopy(t *task, now time.Time) (commands []Command, finding 
 
 // source returns the good replica whose server has the fewest copies under way, secondaries before the
 // primary; false: all are at their limit.
-func (p *Planner) source(c *Chunk) (dfs.ServerID, bool) {
+func (p *Planner) source(c *Chunk, parts int) (dfs.ServerID, bool) {
 	type candidate struct {
 		busy, primary int
 		id            dfs.ServerID
 	}
 	var best *candidate
 	for i, m := range c.Members {
-		if (m.Health != Good && m.Health != Draining) || p.perNode[m.Server] >= p.limits.CopiesPerServer {
+		if (m.Health != Good && m.Health != Draining) || !p.fits(m.Server, parts) {
 			continue
 		}
 		this := &candidate{busy: p.perNode[m.Server], id: m.Server}

@@ -287,26 +287,28 @@ func (m *masterService) Remove(_ context.Context, r *dfsv1.RemoveRequest) (*dfsv
 
 func (m *masterService) Rename(_ context.Context, r *dfsv1.RenameRequest) (*dfsv1.AttrReply, error) {
 	c := m.c
-	return handle(c, "Rename", r, r.GetHeader(), func() (*dfsv1.AttrReply, error) {
-		from, err := c.find(r.GetOldParent())
-		if err != nil {
-			return nil, err
-		}
-		to, err := c.find(r.GetNewParent())
-		if err != nil {
-			return nil, err
-		}
-		id, ok := from.entries[string(r.GetOldName())]
-		if !ok {
-			return nil, errNotFound(string(r.GetOldName()))
-		}
-		if _, ok := to.entries[string(r.GetNewName())]; ok && r.GetNoReplace() {
-			return nil, dfserr.ErrExist
-		}
-		delete(from.entries, string(r.GetOldName()))
-		to.entries[string(r.GetNewName())] = id
-		return &dfsv1.AttrReply{Attr: c.attr(c.inodes[id]), Index: c.index}, nil
-	})
+	return handle(c, "Rename", r, r.GetHeader(), func() (*dfsv1.AttrReply, error) { return c.renameLocked(r) })
+}
+
+func (c *Cluster) renameLocked(r *dfsv1.RenameRequest) (*dfsv1.AttrReply, error) {
+	from, err := c.find(r.GetOldParent())
+	if err != nil {
+		return nil, err
+	}
+	to, err := c.find(r.GetNewParent())
+	if err != nil {
+		return nil, err
+	}
+	id, ok := from.entries[string(r.GetOldName())]
+	if !ok {
+		return nil, errNotFound(string(r.GetOldName()))
+	}
+	if _, ok := to.entries[string(r.GetNewName())]; ok && r.GetNoReplace() {
+		return nil, dfserr.ErrExist
+	}
+	delete(from.entries, string(r.GetOldName()))
+	to.entries[string(r.GetNewName())] = id
+	return &dfsv1.AttrReply{Attr: c.attr(c.inodes[id]), Index: c.index}, nil
 }
 
 func (m *masterService) SetAttr(_ context.Context, r *dfsv1.SetAttrRequest) (*dfsv1.AttrReply, error) {
@@ -475,8 +477,16 @@ func (m *masterService) CommitLength(_ context.Context, r *dfsv1.CommitLengthReq
 		if k := c.chunks[r.GetChunk()]; r.GetChunk() != 0 && (k == nil || k.version != r.GetVersion()) && r.GetLength() > n.attr.GetLength() {
 			return nil, dfserr.ErrStaleVersion
 		}
+		if r.GetRename() != nil {
+			if _, err := c.renameLocked(r.GetRename()); err != nil {
+				return nil, err
+			}
+		}
 		n.attr.Length = max(n.attr.GetLength(), r.GetLength())
 		n.attr.MtimeNs = int64(c.index)
+		if r.GetRelease() {
+			c.opens[r.GetInode()]--
+		}
 		return &dfsv1.AttrReply{Attr: c.attr(n), Index: c.index}, nil
 	})
 }

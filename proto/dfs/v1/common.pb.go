@@ -164,10 +164,11 @@ type Attr struct {
 	SymlinkTarget []byte                 `protobuf:"bytes,12,opt,name=symlink_target,json=symlinkTarget,proto3" json:"symlink_target,omitempty"`
 	ChunkSize     int64                  `protobuf:"varint,13,opt,name=chunk_size,json=chunkSize,proto3" json:"chunk_size,omitempty"`
 	Replication   uint32                 `protobuf:"varint,14,opt,name=replication,proto3" json:"replication,omitempty"`
-	Inline        bool                   `protobuf:"varint,15,opt,name=inline,proto3" json:"inline,omitempty"`                     // the file's bytes are in the inode
-	TailOpen      bool                   `protobuf:"varint,16,opt,name=tail_open,json=tailOpen,proto3" json:"tail_open,omitempty"` // length was completed by asking the last chunk's primary
-	Chunks        int64                  `protobuf:"varint,17,opt,name=chunks,proto3" json:"chunks,omitempty"`                     // index of the last chunk + 1; 0 when inline
-	Version       uint64                 `protobuf:"varint,18,opt,name=version,proto3" json:"version,omitempty"`                   // Raft index of the last change of these attributes
+	Inline        bool                   `protobuf:"varint,15,opt,name=inline,proto3" json:"inline,omitempty"`                                      // the file's bytes are in the inode
+	TailOpen      bool                   `protobuf:"varint,16,opt,name=tail_open,json=tailOpen,proto3" json:"tail_open,omitempty"`                  // length was completed by asking the last chunk's primary
+	Chunks        int64                  `protobuf:"varint,17,opt,name=chunks,proto3" json:"chunks,omitempty"`                                      // index of the last chunk + 1; 0 when inline
+	Version       uint64                 `protobuf:"varint,18,opt,name=version,proto3" json:"version,omitempty"`                                    // Raft index of the last change of these attributes
+	LengthIsBound bool                   `protobuf:"varint,19,opt,name=length_is_bound,json=lengthIsBound,proto3" json:"length_is_bound,omitempty"` // length is a lower bound: the last chunk's primary could not be asked in time
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -326,6 +327,13 @@ func (x *Attr) GetVersion() uint64 {
 		return x.Version
 	}
 	return 0
+}
+
+func (x *Attr) GetLengthIsBound() bool {
+	if x != nil {
+		return x.LengthIsBound
+	}
+	return false
 }
 
 // ServerAddr is where a chunkserver answers.
@@ -531,7 +539,7 @@ type ReplicaState struct {
 	Version       uint64                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
 	Seq           uint64                 `protobuf:"varint,4,opt,name=seq,proto3" json:"seq,omitempty"`                                       // of the last mutation in the log
 	CommittedSeq  uint64                 `protobuf:"varint,5,opt,name=committed_seq,json=committedSeq,proto3" json:"committed_seq,omitempty"` // highest seq known to be on every replica
-	Length        int64                  `protobuf:"varint,6,opt,name=length,proto3" json:"length,omitempty"`
+	Length        int64                  `protobuf:"varint,6,opt,name=length,proto3" json:"length,omitempty"`                                 // of the chunk: committed, from its primary; from others with every mutation they hold
 	DiskBytes     int64                  `protobuf:"varint,7,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
 	State         string                 `protobuf:"bytes,8,opt,name=state,proto3" json:"state,omitempty"` // "valid", "stale", "corrupt", "missing", "unreachable", "copying"
 	unknownFields protoimpl.UnknownFields
@@ -636,7 +644,7 @@ const file_dfs_v1_common_proto_rawDesc = "" +
 	"\x03Ref\x12\x14\n" +
 	"\x05inode\x18\x01 \x01(\x04R\x05inode\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\fR\x04path\x12\x1b\n" +
-	"\tno_follow\x18\x03 \x01(\bR\bnoFollow\"\xd1\x03\n" +
+	"\tno_follow\x18\x03 \x01(\bR\bnoFollow\"\xf9\x03\n" +
 	"\x04Attr\x12\x14\n" +
 	"\x05inode\x18\x01 \x01(\x04R\x05inode\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x10\n" +
@@ -657,7 +665,8 @@ const file_dfs_v1_common_proto_rawDesc = "" +
 	"\x06inline\x18\x0f \x01(\bR\x06inline\x12\x1b\n" +
 	"\ttail_open\x18\x10 \x01(\bR\btailOpen\x12\x16\n" +
 	"\x06chunks\x18\x11 \x01(\x03R\x06chunks\x12\x18\n" +
-	"\aversion\x18\x12 \x01(\x04R\aversion\"b\n" +
+	"\aversion\x18\x12 \x01(\x04R\aversion\x12&\n" +
+	"\x0flength_is_bound\x18\x13 \x01(\bR\rlengthIsBound\"b\n" +
 	"\n" +
 	"ServerAddr\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\x04R\x06server\x12\x12\n" +

@@ -455,6 +455,7 @@ type GetAttrRequest struct {
 	Ref           *Ref                   `protobuf:"bytes,2,opt,name=ref,proto3" json:"ref,omitempty"`
 	MinIndex      uint64                 `protobuf:"varint,3,opt,name=min_index,json=minIndex,proto3" json:"min_index,omitempty"` // the reply must reflect at least this index
 	Session       uint64                 `protobuf:"varint,4,opt,name=session,proto3" json:"session,omitempty"`                   // asks for other_writers
+	BoundOk       bool                   `protobuf:"varint,5,opt,name=bound_ok,json=boundOk,proto3" json:"bound_ok,omitempty"`    // after about two seconds of asking chunkservers, length_is_bound is an answer
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -515,6 +516,13 @@ func (x *GetAttrRequest) GetSession() uint64 {
 		return x.Session
 	}
 	return 0
+}
+
+func (x *GetAttrRequest) GetBoundOk() bool {
+	if x != nil {
+		return x.BoundOk
+	}
+	return false
 }
 
 type AttrReply struct {
@@ -2627,6 +2635,9 @@ type CommitLengthRequest struct {
 	Modified      bool                   `protobuf:"varint,6,opt,name=modified,proto3" json:"modified,omitempty"`                       // set mtime and ctime, drop setuid and setgid
 	Closing       bool                   `protobuf:"varint,7,opt,name=closing,proto3" json:"closing,omitempty"`                         // the last writer's close: the tail may be settled
 	ModifiedNs    int64                  `protobuf:"varint,8,opt,name=modified_ns,json=modifiedNs,proto3" json:"modified_ns,omitempty"` // with modified: when the last write was, by the client's clock; 0: now
+	Release       bool                   `protobuf:"varint,9,opt,name=release,proto3" json:"release,omitempty"`                         // success also ends one of the session's handles for writing, as Close does
+	Rename        *RenameRequest         `protobuf:"bytes,10,opt,name=rename,proto3" json:"rename,omitempty"`                           // in the same command, after the length is recorded; its header is ignored. When it is refused nothing has happened
+	Handle        uint64                 `protobuf:"varint,11,opt,name=handle,proto3" json:"handle,omitempty"`                          // with release: the handle, as it was opened
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2713,6 +2724,27 @@ func (x *CommitLengthRequest) GetClosing() bool {
 func (x *CommitLengthRequest) GetModifiedNs() int64 {
 	if x != nil {
 		return x.ModifiedNs
+	}
+	return 0
+}
+
+func (x *CommitLengthRequest) GetRelease() bool {
+	if x != nil {
+		return x.Release
+	}
+	return false
+}
+
+func (x *CommitLengthRequest) GetRename() *RenameRequest {
+	if x != nil {
+		return x.Rename
+	}
+	return nil
+}
+
+func (x *CommitLengthRequest) GetHandle() uint64 {
+	if x != nil {
+		return x.Handle
 	}
 	return 0
 }
@@ -3551,12 +3583,13 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\vopen_inodes\x18\x02 \x03(\x04R\n" +
 	"openInodes\"'\n" +
 	"\x0eKeepAliveReply\x12\x15\n" +
-	"\x06ttl_ms\x18\x01 \x01(\x03R\x05ttlMs\"\x8e\x01\n" +
+	"\x06ttl_ms\x18\x01 \x01(\x03R\x05ttlMs\"\xa9\x01\n" +
 	"\x0eGetAttrRequest\x12&\n" +
 	"\x06caller\x18\x01 \x01(\v2\x0e.dfs.v1.CallerR\x06caller\x12\x1d\n" +
 	"\x03ref\x18\x02 \x01(\v2\v.dfs.v1.RefR\x03ref\x12\x1b\n" +
 	"\tmin_index\x18\x03 \x01(\x04R\bminIndex\x12\x18\n" +
-	"\asession\x18\x04 \x01(\x04R\asession\"h\n" +
+	"\asession\x18\x04 \x01(\x04R\asession\x12\x19\n" +
+	"\bbound_ok\x18\x05 \x01(\bR\aboundOk\"h\n" +
 	"\tAttrReply\x12 \n" +
 	"\x04attr\x18\x01 \x01(\v2\f.dfs.v1.AttrR\x04attr\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12#\n" +
@@ -3744,7 +3777,7 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\rAddChunkReply\x12)\n" +
 	"\x05chunk\x18\x01 \x01(\v2\x13.dfs.v1.ChunkConfigR\x05chunk\x12 \n" +
 	"\x04attr\x18\x02 \x01(\v2\f.dfs.v1.AttrR\x04attr\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"\xfa\x01\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"\xdb\x02\n" +
 	"\x13CommitLengthRequest\x12.\n" +
 	"\x06header\x18\x01 \x01(\v2\x16.dfs.v1.MutationHeaderR\x06header\x12\x14\n" +
 	"\x05inode\x18\x02 \x01(\x04R\x05inode\x12\x16\n" +
@@ -3754,7 +3787,11 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\bmodified\x18\x06 \x01(\bR\bmodified\x12\x18\n" +
 	"\aclosing\x18\a \x01(\bR\aclosing\x12\x1f\n" +
 	"\vmodified_ns\x18\b \x01(\x03R\n" +
-	"modifiedNs\"\xac\x01\n" +
+	"modifiedNs\x12\x18\n" +
+	"\arelease\x18\t \x01(\bR\arelease\x12-\n" +
+	"\x06rename\x18\n" +
+	" \x01(\v2\x15.dfs.v1.RenameRequestR\x06rename\x12\x16\n" +
+	"\x06handle\x18\v \x01(\x04R\x06handle\"\xac\x01\n" +
 	"\x14ReportFailureRequest\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x16\n" +
@@ -3971,68 +4008,69 @@ var file_dfs_v1_master_proto_depIdxs = []int32{
 	51, // 42: dfs.v1.AddChunkReply.chunk:type_name -> dfs.v1.ChunkConfig
 	50, // 43: dfs.v1.AddChunkReply.attr:type_name -> dfs.v1.Attr
 	1,  // 44: dfs.v1.CommitLengthRequest.header:type_name -> dfs.v1.MutationHeader
-	51, // 45: dfs.v1.ReportFailureReply.config:type_name -> dfs.v1.ChunkConfig
-	42, // 46: dfs.v1.ClusterReportReply.servers:type_name -> dfs.v1.ServerReport
-	18, // 47: dfs.v1.ClusterReportReply.totals:type_name -> dfs.v1.StatFsReply
-	48, // 48: dfs.v1.FsckRequest.caller:type_name -> dfs.v1.Caller
-	49, // 49: dfs.v1.FsckRequest.ref:type_name -> dfs.v1.Ref
-	46, // 50: dfs.v1.FsckReply.finding:type_name -> dfs.v1.FsckReply.Finding
-	47, // 51: dfs.v1.FsckReply.totals:type_name -> dfs.v1.FsckReply.Totals
-	2,  // 52: dfs.v1.Master.OpenSession:input_type -> dfs.v1.OpenSessionRequest
-	4,  // 53: dfs.v1.Master.CloseSession:input_type -> dfs.v1.CloseSessionRequest
-	6,  // 54: dfs.v1.Master.KeepAlive:input_type -> dfs.v1.KeepAliveRequest
-	8,  // 55: dfs.v1.Master.GetAttr:input_type -> dfs.v1.GetAttrRequest
-	10, // 56: dfs.v1.Master.ReadDir:input_type -> dfs.v1.ReadDirRequest
-	13, // 57: dfs.v1.Master.GetXattr:input_type -> dfs.v1.GetXattrRequest
-	15, // 58: dfs.v1.Master.ListXattr:input_type -> dfs.v1.ListXattrRequest
-	17, // 59: dfs.v1.Master.StatFs:input_type -> dfs.v1.StatFsRequest
-	19, // 60: dfs.v1.Master.Create:input_type -> dfs.v1.CreateRequest
-	20, // 61: dfs.v1.Master.Remove:input_type -> dfs.v1.RemoveRequest
-	22, // 62: dfs.v1.Master.Rename:input_type -> dfs.v1.RenameRequest
-	23, // 63: dfs.v1.Master.Link:input_type -> dfs.v1.LinkRequest
-	24, // 64: dfs.v1.Master.SetAttr:input_type -> dfs.v1.SetAttrRequest
-	25, // 65: dfs.v1.Master.Truncate:input_type -> dfs.v1.TruncateRequest
-	26, // 66: dfs.v1.Master.SetXattr:input_type -> dfs.v1.SetXattrRequest
-	27, // 67: dfs.v1.Master.RemoveXattr:input_type -> dfs.v1.RemoveXattrRequest
-	28, // 68: dfs.v1.Master.Open:input_type -> dfs.v1.OpenRequest
-	30, // 69: dfs.v1.Master.Close:input_type -> dfs.v1.CloseRequest
-	32, // 70: dfs.v1.Master.WriteInline:input_type -> dfs.v1.WriteInlineRequest
-	34, // 71: dfs.v1.Master.GetChunks:input_type -> dfs.v1.GetChunksRequest
-	36, // 72: dfs.v1.Master.AddChunk:input_type -> dfs.v1.AddChunkRequest
-	38, // 73: dfs.v1.Master.CommitLength:input_type -> dfs.v1.CommitLengthRequest
-	39, // 74: dfs.v1.Master.ReportFailure:input_type -> dfs.v1.ReportFailureRequest
-	41, // 75: dfs.v1.Master.ClusterReport:input_type -> dfs.v1.ClusterReportRequest
-	44, // 76: dfs.v1.Master.Fsck:input_type -> dfs.v1.FsckRequest
-	3,  // 77: dfs.v1.Master.OpenSession:output_type -> dfs.v1.OpenSessionReply
-	5,  // 78: dfs.v1.Master.CloseSession:output_type -> dfs.v1.CloseSessionReply
-	7,  // 79: dfs.v1.Master.KeepAlive:output_type -> dfs.v1.KeepAliveReply
-	9,  // 80: dfs.v1.Master.GetAttr:output_type -> dfs.v1.AttrReply
-	12, // 81: dfs.v1.Master.ReadDir:output_type -> dfs.v1.ReadDirReply
-	14, // 82: dfs.v1.Master.GetXattr:output_type -> dfs.v1.GetXattrReply
-	16, // 83: dfs.v1.Master.ListXattr:output_type -> dfs.v1.ListXattrReply
-	18, // 84: dfs.v1.Master.StatFs:output_type -> dfs.v1.StatFsReply
-	29, // 85: dfs.v1.Master.Create:output_type -> dfs.v1.OpenReply
-	21, // 86: dfs.v1.Master.Remove:output_type -> dfs.v1.RemoveReply
-	9,  // 87: dfs.v1.Master.Rename:output_type -> dfs.v1.AttrReply
-	9,  // 88: dfs.v1.Master.Link:output_type -> dfs.v1.AttrReply
-	9,  // 89: dfs.v1.Master.SetAttr:output_type -> dfs.v1.AttrReply
-	9,  // 90: dfs.v1.Master.Truncate:output_type -> dfs.v1.AttrReply
-	9,  // 91: dfs.v1.Master.SetXattr:output_type -> dfs.v1.AttrReply
-	9,  // 92: dfs.v1.Master.RemoveXattr:output_type -> dfs.v1.AttrReply
-	29, // 93: dfs.v1.Master.Open:output_type -> dfs.v1.OpenReply
-	31, // 94: dfs.v1.Master.Close:output_type -> dfs.v1.CloseReply
-	33, // 95: dfs.v1.Master.WriteInline:output_type -> dfs.v1.WriteInlineReply
-	35, // 96: dfs.v1.Master.GetChunks:output_type -> dfs.v1.GetChunksReply
-	37, // 97: dfs.v1.Master.AddChunk:output_type -> dfs.v1.AddChunkReply
-	9,  // 98: dfs.v1.Master.CommitLength:output_type -> dfs.v1.AttrReply
-	40, // 99: dfs.v1.Master.ReportFailure:output_type -> dfs.v1.ReportFailureReply
-	43, // 100: dfs.v1.Master.ClusterReport:output_type -> dfs.v1.ClusterReportReply
-	45, // 101: dfs.v1.Master.Fsck:output_type -> dfs.v1.FsckReply
-	77, // [77:102] is the sub-list for method output_type
-	52, // [52:77] is the sub-list for method input_type
-	52, // [52:52] is the sub-list for extension type_name
-	52, // [52:52] is the sub-list for extension extendee
-	0,  // [0:52] is the sub-list for field type_name
+	22, // 45: dfs.v1.CommitLengthRequest.rename:type_name -> dfs.v1.RenameRequest
+	51, // 46: dfs.v1.ReportFailureReply.config:type_name -> dfs.v1.ChunkConfig
+	42, // 47: dfs.v1.ClusterReportReply.servers:type_name -> dfs.v1.ServerReport
+	18, // 48: dfs.v1.ClusterReportReply.totals:type_name -> dfs.v1.StatFsReply
+	48, // 49: dfs.v1.FsckRequest.caller:type_name -> dfs.v1.Caller
+	49, // 50: dfs.v1.FsckRequest.ref:type_name -> dfs.v1.Ref
+	46, // 51: dfs.v1.FsckReply.finding:type_name -> dfs.v1.FsckReply.Finding
+	47, // 52: dfs.v1.FsckReply.totals:type_name -> dfs.v1.FsckReply.Totals
+	2,  // 53: dfs.v1.Master.OpenSession:input_type -> dfs.v1.OpenSessionRequest
+	4,  // 54: dfs.v1.Master.CloseSession:input_type -> dfs.v1.CloseSessionRequest
+	6,  // 55: dfs.v1.Master.KeepAlive:input_type -> dfs.v1.KeepAliveRequest
+	8,  // 56: dfs.v1.Master.GetAttr:input_type -> dfs.v1.GetAttrRequest
+	10, // 57: dfs.v1.Master.ReadDir:input_type -> dfs.v1.ReadDirRequest
+	13, // 58: dfs.v1.Master.GetXattr:input_type -> dfs.v1.GetXattrRequest
+	15, // 59: dfs.v1.Master.ListXattr:input_type -> dfs.v1.ListXattrRequest
+	17, // 60: dfs.v1.Master.StatFs:input_type -> dfs.v1.StatFsRequest
+	19, // 61: dfs.v1.Master.Create:input_type -> dfs.v1.CreateRequest
+	20, // 62: dfs.v1.Master.Remove:input_type -> dfs.v1.RemoveRequest
+	22, // 63: dfs.v1.Master.Rename:input_type -> dfs.v1.RenameRequest
+	23, // 64: dfs.v1.Master.Link:input_type -> dfs.v1.LinkRequest
+	24, // 65: dfs.v1.Master.SetAttr:input_type -> dfs.v1.SetAttrRequest
+	25, // 66: dfs.v1.Master.Truncate:input_type -> dfs.v1.TruncateRequest
+	26, // 67: dfs.v1.Master.SetXattr:input_type -> dfs.v1.SetXattrRequest
+	27, // 68: dfs.v1.Master.RemoveXattr:input_type -> dfs.v1.RemoveXattrRequest
+	28, // 69: dfs.v1.Master.Open:input_type -> dfs.v1.OpenRequest
+	30, // 70: dfs.v1.Master.Close:input_type -> dfs.v1.CloseRequest
+	32, // 71: dfs.v1.Master.WriteInline:input_type -> dfs.v1.WriteInlineRequest
+	34, // 72: dfs.v1.Master.GetChunks:input_type -> dfs.v1.GetChunksRequest
+	36, // 73: dfs.v1.Master.AddChunk:input_type -> dfs.v1.AddChunkRequest
+	38, // 74: dfs.v1.Master.CommitLength:input_type -> dfs.v1.CommitLengthRequest
+	39, // 75: dfs.v1.Master.ReportFailure:input_type -> dfs.v1.ReportFailureRequest
+	41, // 76: dfs.v1.Master.ClusterReport:input_type -> dfs.v1.ClusterReportRequest
+	44, // 77: dfs.v1.Master.Fsck:input_type -> dfs.v1.FsckRequest
+	3,  // 78: dfs.v1.Master.OpenSession:output_type -> dfs.v1.OpenSessionReply
+	5,  // 79: dfs.v1.Master.CloseSession:output_type -> dfs.v1.CloseSessionReply
+	7,  // 80: dfs.v1.Master.KeepAlive:output_type -> dfs.v1.KeepAliveReply
+	9,  // 81: dfs.v1.Master.GetAttr:output_type -> dfs.v1.AttrReply
+	12, // 82: dfs.v1.Master.ReadDir:output_type -> dfs.v1.ReadDirReply
+	14, // 83: dfs.v1.Master.GetXattr:output_type -> dfs.v1.GetXattrReply
+	16, // 84: dfs.v1.Master.ListXattr:output_type -> dfs.v1.ListXattrReply
+	18, // 85: dfs.v1.Master.StatFs:output_type -> dfs.v1.StatFsReply
+	29, // 86: dfs.v1.Master.Create:output_type -> dfs.v1.OpenReply
+	21, // 87: dfs.v1.Master.Remove:output_type -> dfs.v1.RemoveReply
+	9,  // 88: dfs.v1.Master.Rename:output_type -> dfs.v1.AttrReply
+	9,  // 89: dfs.v1.Master.Link:output_type -> dfs.v1.AttrReply
+	9,  // 90: dfs.v1.Master.SetAttr:output_type -> dfs.v1.AttrReply
+	9,  // 91: dfs.v1.Master.Truncate:output_type -> dfs.v1.AttrReply
+	9,  // 92: dfs.v1.Master.SetXattr:output_type -> dfs.v1.AttrReply
+	9,  // 93: dfs.v1.Master.RemoveXattr:output_type -> dfs.v1.AttrReply
+	29, // 94: dfs.v1.Master.Open:output_type -> dfs.v1.OpenReply
+	31, // 95: dfs.v1.Master.Close:output_type -> dfs.v1.CloseReply
+	33, // 96: dfs.v1.Master.WriteInline:output_type -> dfs.v1.WriteInlineReply
+	35, // 97: dfs.v1.Master.GetChunks:output_type -> dfs.v1.GetChunksReply
+	37, // 98: dfs.v1.Master.AddChunk:output_type -> dfs.v1.AddChunkReply
+	9,  // 99: dfs.v1.Master.CommitLength:output_type -> dfs.v1.AttrReply
+	40, // 100: dfs.v1.Master.ReportFailure:output_type -> dfs.v1.ReportFailureReply
+	43, // 101: dfs.v1.Master.ClusterReport:output_type -> dfs.v1.ClusterReportReply
+	45, // 102: dfs.v1.Master.Fsck:output_type -> dfs.v1.FsckReply
+	78, // [78:103] is the sub-list for method output_type
+	53, // [53:78] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_dfs_v1_master_proto_init() }
