@@ -237,9 +237,9 @@ func renameMany(ctx context.Context, e *env) (float64, error) {
 	return rate, errors.Join(err, e.c.RemoveAll(ctx, base))
 }
 
-// removeMany removes files that it makes beforehand, as many as a second's worth needs.
+// removeMany removes files that it makes beforehand.
 func removeMany(ctx context.Context, e *env) (float64, error) {
-	const each = 400
+	const each = 100
 	base, err := perCaller(ctx, e, "remove")
 	if err != nil {
 		return 0, err

@@ -39,7 +39,7 @@ type copying struct {
 	keep     preserved
 	buffers  chan []byte   // free ones
 	large    chan struct{} // full while as many files that are not small are being uploaded as may be at a time
-	mu       sync.Mutex  // guards finished
+	mu       sync.Mutex    // guards finished
 	finished []func(context.Context) error
 }
 

@@ -33,13 +33,13 @@ type cache struct {
 const cacheShards = 32
 
 type shard struct {
-	mu      sync.Mutex
-	ids     map[idKey]*entry  // guarded by mu; by keys that are one id
-	names   map[string]*entry // guarded by mu; by all other keys
-	lru     entry             // guarded by mu; ring: lru.next is the most recently used
-	bytes   int64             // guarded by mu
-	max     int64
-	floor   dfs.Index // guarded by mu
+	mu    sync.Mutex
+	ids   map[idKey]*entry  // guarded by mu; by keys that are one id
+	names map[string]*entry // guarded by mu; by all other keys
+	lru   entry             // guarded by mu; ring: lru.next is the most recently used
+	bytes int64             // guarded by mu
+	max   int64
+	floor dfs.Index // guarded by mu
 }
 
 // idKey is a key that is one id, as those of inodes are. A map of them is much faster than one of strings, whose bytes lie elsewhere.
