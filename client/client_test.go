@@ -906,6 +906,7 @@ func TestSync(t *testing.T) {
 		f := create(t, c, "/f")
 		must[int](t)(f.Write([]byte("inline")))
 		check(t, f.Sync(t.Context()))
+		check(t, f.Sync(t.Context()))
 		if syncs() != 0 {
 			t.Error("an inline file was synced at chunkservers")
 		}

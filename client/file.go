@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"dfs/client/chunkio"
 	"dfs/internal/dfs"
 	"dfs/internal/dfserr"
@@ -42,8 +44,8 @@ type file struct {
 	chunkSize int64
 	isDir     bool
 	flag      int
-	counted   bool // the master counts this handle
-	asWriter  bool // as one for writing
+	handle    uint64 // under which the master counts this handle; 0: it does not
+	asWriter  bool   // as one for writing
 
 	posMu sync.Mutex // serialises what uses the position
 	pos   int64      // guarded by posMu
@@ -137,11 +139,12 @@ func (c *Client) openFile(ctx context.Context, path string, flag int, perm fs.Fi
 			return f, err
 		}
 	}
-	reply, err := c.open(ctx, r, flag)
+	handle := randomID()
+	reply, err := c.open(ctx, r, flag, handle)
 	if err != nil {
 		return nil, err
 	}
-	f := c.newFile(path, flag, reply, true, write)
+	f := c.newFile(path, flag, reply, handle, write)
 	if flag&os.O_TRUNC != 0 && reply.GetAttr().GetLength() > 0 {
 		if err := f.truncate(ctx, 0); err != nil {
 			return nil, errors.Join(err, f.Close())
@@ -150,24 +153,34 @@ func (c *Client) openFile(ctx context.Context, path string, flag int, perm fs.Fi
 	return f, nil
 }
 
-func (c *Client) open(ctx context.Context, r *dfsv1.Ref, flag int) (*dfsv1.OpenReply, error) {
+func (c *Client) open(ctx context.Context, r *dfsv1.Ref, flag int, handle uint64) (*dfsv1.OpenReply, error) {
 	var reply *dfsv1.OpenReply
 	err := c.inSession(ctx, func(ctx context.Context, m dfsv1.MasterClient, session uint64) (err error) {
 		reply, err = m.Open(ctx, &dfsv1.OpenRequest{
 			Caller: c.caller(), Ref: r, Session: session, MinIndex: c.minIndex(),
-			Read: flag&accessMask != os.O_WRONLY, Write: flag&accessMask != os.O_RDONLY,
+			Read: flag&accessMask != os.O_WRONLY, Write: flag&accessMask != os.O_RDONLY, Handle: handle,
 		})
 		return err
 	})
 	if err != nil {
+		c.abandon(handle, err)
 		return nil, err
 	}
 	c.masters.observe(reply.GetIndex())
 	return reply, nil
 }
 
+// abandon tells the master that a handle whose open has failed is not in use, unless the master itself has refused it.
+func (c *Client) abandon(handle uint64, err error) {
+	if e := c.session.current(); e != nil && !refused(err) {
+		c.closer.add(&dfsv1.CloseRequest{Session: e.id, Handle: handle})
+	}
+}
+
 func (c *Client) createFile(ctx context.Context, path string, flag int, perm fs.FileMode, o CreateOptions) (*File, error) {
+	handle := randomID()
 	reply, err := c.create(ctx, path, modeRegular|permBits(perm), func(r *dfsv1.CreateRequest) {
+		r.Handle = handle
 		r.Exclusive = flag&os.O_EXCL != 0
 		r.Truncate = flag&os.O_TRUNC != 0
 		r.ChunkSize, r.Replication, r.ReplicationSet = o.ChunkSize, uint32(o.Replication), o.ReplicationSet || o.Replication > 0
@@ -175,12 +188,13 @@ func (c *Client) createFile(ctx context.Context, path string, flag int, perm fs.
 		r.Open, r.WantChunk = true, o.Large
 	})
 	if err != nil {
+		c.abandon(handle, err)
 		return nil, err
 	}
 	if !reply.GetCreated() && flag&os.O_TRUNC != 0 {
 		c.cache.InvalidateFrom(dfs.InodeID(reply.GetAttr().GetInode()), 0)
 	}
-	f := c.newFile(path, flag, reply, true, true)
+	f := c.newFile(path, flag, reply, handle, true)
 	if k := reply.GetChunks(); o.Large && reply.GetCreated() && len(k) == 1 {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -189,12 +203,12 @@ func (c *Client) createFile(ctx context.Context, path string, flag int, perm fs.
 	return f, nil
 }
 
-// newFile makes a handle from the master's reply to an open.
-func (c *Client) newFile(name string, flag int, reply *dfsv1.OpenReply, counted, asWriter bool) *File {
+// newFile makes a handle from the master's reply to an open. handle is the number that the open carried, 0 when it was not to be counted.
+func (c *Client) newFile(name string, flag int, reply *dfsv1.OpenReply, handle uint64, asWriter bool) *File {
 	a := reply.GetAttr()
 	f := &file{
 		c: c, name: name, shown: path.Base(name), inode: dfs.InodeID(a.GetInode()), chunkSize: a.GetChunkSize(),
-		isDir: a.GetMode()&modeTypeMask == modeDir, flag: flag, counted: counted, asWriter: asWriter,
+		isDir: a.GetMode()&modeTypeMask == modeDir, flag: flag, handle: handle, asWriter: asWriter,
 		inline: a.GetInline(), chunks: a.GetChunks(), grow: make(chan struct{}, 1), tail: -1,
 		writers: map[int64]*chunkio.Writer{}, dirty: map[int64]struct{}{}, behind: map[*BufferedWriter]struct{}{},
 	}
@@ -202,10 +216,7 @@ func (c *Client) newFile(name string, flag int, reply *dfsv1.OpenReply, counted,
 		f.chunkSize = dfs.DefaultChunkSize // of a directory or special file, which has no chunks
 	}
 	f.ahead, f.stop = context.WithCancel(c.ctx)
-	if f.isDir {
-		f.counted = false
-	}
-	if f.counted {
+	if f.handle != 0 {
 		c.session.opened(f.inode)
 	}
 	for _, k := range reply.GetChunks() {
@@ -377,8 +388,8 @@ func (f *file) truncate(ctx context.Context, size int64) error {
 	return err
 }
 
-// Sync writes everything to stable storage on every replica: what went through this file, and the file's last chunk whoever
-// wrote it. It also flushes BufferedWriters.
+// Sync writes everything to stable storage on every replica: all chunks of the file, whoever wrote them, as far as they were acknowledged before the call, together with
+// the length. It also flushes BufferedWriters.
 func (f *File) Sync(ctx context.Context) error {
 	if err := f.use("sync"); err != nil {
 		return err
@@ -396,7 +407,10 @@ func (f *File) Sync(ctx context.Context) error {
 	return pathErr("sync", f.name, err)
 }
 
-// sync makes every chunk concerned durable, all at once.
+// syncsAtOnce is how many chunks of one file are synced at a time.
+const syncsAtOnce = 32
+
+// sync makes every chunk concerned durable, several at a time: those that were written through this handle, and those that the master knows to have data of others.
 func (f *file) sync(ctx context.Context) error {
 	f.mu.Lock()
 	dirty := f.dirty
@@ -407,45 +421,57 @@ func (f *file) sync(ctx context.Context) error {
 			locations = append(locations, w.Location())
 		}
 	}
-	inline := f.inline && len(dirty) == 0
 	f.mu.Unlock()
-	if inline {
-		return nil // what the inode holds is durable
-	}
-	errs := make(chan error, len(locations)+1)
-	one := func(l chunkio.Location) error {
-		err := f.c.chunks.Sync(ctx, l)
-		if errors.Is(err, dfserr.ErrNotExist) {
-			return nil // cut off meanwhile
-		}
-		return err
+	var g errgroup.Group
+	g.SetLimit(syncsAtOnce)
+	one := func(l chunkio.Location) {
+		g.Go(func() error {
+			err := f.c.chunks.Sync(ctx, l)
+			if errors.Is(err, dfserr.ErrNotExist) {
+				return nil // cut off meanwhile
+			}
+			return err
+		})
 	}
 	for _, l := range locations {
-		go func() { errs <- one(l) }()
+		one(l)
 	}
-	go func() {
-		reply, err := f.c.askChunks(ctx, &dfsv1.GetChunksRequest{Inode: uint64(f.inode), Last: true, Count: 1, Caller: f.c.caller(), MinIndex: f.c.minIndex()})
-		for _, k := range reply.GetChunks() {
-			if _, done := dirty[k.GetIndex()]; !done && err == nil {
-				err = one(locationOf(k))
-			}
+	err := f.eachUnsynced(ctx, func(k *dfsv1.ChunkConfig) {
+		if _, own := dirty[k.GetIndex()]; !own {
+			one(locationOf(k))
 		}
-		errs <- err
-	}()
-	var first error
-	for range len(locations) + 1 {
-		if err := <-errs; err != nil && first == nil {
-			first = err
-		}
+	})
+	if werr := g.Wait(); err == nil {
+		err = werr
 	}
-	if first != nil {
+	if err != nil {
 		f.mu.Lock()
 		for i := range dirty {
 			f.dirty[i] = struct{}{}
 		}
 		f.mu.Unlock()
 	}
-	return first
+	return err
+}
+
+// eachUnsynced calls fn for the file's chunks that may hold data which is not on stable storage, as the master knows.
+func (f *file) eachUnsynced(ctx context.Context, fn func(*dfsv1.ChunkConfig)) error {
+	for first := int64(0); ; {
+		reply, err := f.c.askChunks(ctx, &dfsv1.GetChunksRequest{
+			Inode: uint64(f.inode), First: first, Count: chunksPage, Unsynced: true, Caller: f.c.caller(), MinIndex: f.c.minIndex(),
+		})
+		if err != nil {
+			return err
+		}
+		list := reply.GetChunks()
+		for _, k := range list {
+			fn(k)
+			first = k.GetIndex() + 1
+		}
+		if len(list) < chunksPage {
+			return nil
+		}
+	}
 }
 
 // Close ends the handle: it flushes BufferedWriters, records length and modification time when chunks were written,
@@ -490,7 +516,7 @@ func (f *File) close(r *dfsv1.RenameRequest) error {
 	f.fetches.Wait()
 	released := false
 	if modified {
-		last := lastCommit{release: f.counted && f.asWriter}
+		last := lastCommit{release: f.handle != 0 && f.asWriter}
 		if err == nil {
 			last.rename = r
 		}
@@ -536,7 +562,7 @@ func (f *file) released(ctx context.Context, byMaster bool) {
 
 // release ends the master's count of the handle: at once when it was for writing, else in the background.
 func (f *file) release(ctx context.Context) {
-	if !f.counted {
+	if f.handle == 0 {
 		return
 	}
 	f.c.session.closed(f.inode)
@@ -544,7 +570,7 @@ func (f *file) release(ctx context.Context) {
 	if e == nil {
 		return
 	}
-	r := &dfsv1.CloseRequest{Session: e.id, Inode: uint64(f.inode), Write: f.asWriter}
+	r := &dfsv1.CloseRequest{Session: e.id, Inode: uint64(f.inode), Write: f.asWriter, Handle: f.handle}
 	if !f.asWriter {
 		f.c.closer.add(r)
 		return
@@ -569,23 +595,39 @@ func (f *file) commitLength(ctx context.Context, last lastCommit) error {
 		err := f.c.changeAttr(ctx, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
 			return m.CommitLength(ctx, &dfsv1.CommitLengthRequest{
 				Header: h, Inode: uint64(f.inode), Length: end.off, Chunk: uint64(end.chunk), Version: uint64(end.version), Modified: true, Closing: true,
-				Release: last.release, Rename: last.rename,
+				Release: last.release, Rename: last.rename, Handle: f.handle,
 			})
 		})
 		if err == nil || !errors.Is(err, dfserr.ErrStaleVersion) || attempt == commitAttempts {
 			return err
 		}
-		// The chunk has a newer configuration. Whatever was acknowledged is in it.
-		reply, lerr := f.c.getChunks(ctx, f.inode, end.index, 1, false)
-		if lerr != nil {
-			return lerr
-		}
-		if k := reply.GetChunks(); len(k) > 0 && dfs.ChunkID(k[0].GetChunk()) == end.chunk {
-			end.version = dfs.Version(k[0].GetVersion())
-		} else {
-			end = written{} // cut off meanwhile: the time is all there is to record
+		if end, err = f.remaining(ctx, end); err != nil {
+			return err
 		}
 	}
+}
+
+// remaining returns what is left of a write after its chunk got a newer configuration: all of it, unless somebody has made
+// the file shorter since; then recording its end would make the file longer again.
+func (f *file) remaining(ctx context.Context, end written) (written, error) {
+	reply, err := f.c.getChunks(ctx, f.inode, end.index, 1, false)
+	if err != nil {
+		return end, err
+	}
+	k := reply.GetChunks()
+	if len(k) == 0 || dfs.ChunkID(k[0].GetChunk()) != end.chunk {
+		return written{}, nil // the time is all there is to record
+	}
+	n, err := f.c.chunks.Length(ctx, locationOf(k[0]))
+	switch {
+	case errors.Is(err, dfserr.ErrNotExist), err == nil && n == 0:
+		return written{}, nil
+	case err != nil:
+		return end, err
+	}
+	end.off = min(end.off, end.index*f.chunkSize+n)
+	end.version = dfs.Version(k[0].GetVersion())
+	return end, nil
 }
 
 // commitAttempts is how many changes of configuration recording a length may run into.

@@ -286,7 +286,7 @@ func (c *Client) ReadFile(ctx context.Context, path string) ([]byte, error) {
 	}
 	// The handle is not counted at the master: should the file be removed meanwhile, its chunks outlive it by the
 	// garbage grace.
-	f := c.newFile(path, 0, reply, false, false)
+	f := c.newFile(path, 0, reply, 0, false)
 	defer func() { _ = f.Close() }() // reads only
 	p := make([]byte, a.GetLength())
 	n, err := f.readAt(ctx, p, 0)

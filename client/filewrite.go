@@ -383,6 +383,7 @@ var errInInode = errors.New("file is in its inode")
 func (f *file) appendSome(ctx context.Context, p []byte, whole bool) (int64, int, error) {
 	octx, cancel := f.c.opContext(ctx)
 	defer cancel()
+	moved := newBackoff()
 	for {
 		if err := octx.Err(); err != nil {
 			if ctx.Err() != nil {
@@ -411,6 +412,11 @@ func (f *file) appendSome(ctx context.Context, p []byte, whole bool) (int64, int
 		case errors.Is(err, dfserr.ErrNotExist):
 			f.forget(index, w)
 			f.dropTail(index)
+		case errors.Is(err, dfserr.ErrNotTail): // others have moved the end, or are about to
+			f.dropTail(index)
+			if err := moved.Wait(octx); err != nil && ctx.Err() != nil {
+				return 0, 0, ctx.Err()
+			}
 		case err != nil:
 			return 0, 0, err
 		case n > 0:
@@ -476,7 +482,10 @@ func (f *file) appendFull(ctx context.Context, index int64, w *chunkio.Writer, p
 	if errors.Is(err, dfserr.ErrChunkFull) {
 		return 0, res, nil // somebody was faster: look again
 	}
-	return n, res, err
+	if err != nil {
+		return 0, res, err
+	}
+	return n, res, nil
 }
 
 // tailWriter returns the chunk to append to.

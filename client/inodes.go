@@ -168,30 +168,34 @@ func (t Inodes) create(ctx context.Context, who Caller, parent dfs.InodeID, name
 // CreateFile makes and opens a regular file for reading and writing, or opens the existing one unless exclusive; truncate
 // cuts an existing one to length 0. mode holds permission bits, umask already applied.
 func (t Inodes) CreateFile(ctx context.Context, who Caller, parent dfs.InodeID, name []byte, mode uint32, exclusive, truncate bool) (*File, Attr, error) {
+	handle := randomID()
 	reply, err := t.create(ctx, who, parent, name, func(r *dfsv1.CreateRequest) {
-		r.Mode, r.Exclusive, r.Truncate, r.Open = modeRegular|mode, exclusive, truncate, true
+		r.Mode, r.Exclusive, r.Truncate, r.Open, r.Handle = modeRegular|mode, exclusive, truncate, true, handle
 		r.NearServer = uint64(t.c.cfg.NearServer)
 	})
 	if err != nil {
+		t.c.abandon(handle, err)
 		return nil, Attr{}, err
 	}
 	inode := dfs.InodeID(reply.GetAttr().GetInode())
 	if !reply.GetCreated() && truncate {
 		t.c.cache.InvalidateFrom(inode, 0)
 	}
-	return t.c.newFile(string(name), os.O_RDWR, reply, true, true), attrOf(reply.GetAttr()), nil
+	return t.c.newFile(string(name), os.O_RDWR, reply, handle, true), attrOf(reply.GetAttr()), nil
 }
 
 // OpenFile opens a regular file by inode.
 func (t Inodes) OpenFile(ctx context.Context, who Caller, inode dfs.InodeID, read, write bool) (*File, Attr, error) {
 	var reply *dfsv1.OpenReply
+	handle := randomID()
 	err := t.c.inSession(ctx, func(ctx context.Context, m dfsv1.MasterClient, session uint64) (err error) {
 		reply, err = m.Open(ctx, &dfsv1.OpenRequest{
-			Caller: callerMessage(who), Ref: inodeRef(inode), Session: session, MinIndex: t.c.minIndex(), Read: read, Write: write,
+			Caller: callerMessage(who), Ref: inodeRef(inode), Session: session, MinIndex: t.c.minIndex(), Read: read, Write: write, Handle: handle,
 		})
 		return err
 	})
 	if err != nil {
+		t.c.abandon(handle, err)
 		return nil, Attr{}, err
 	}
 	t.c.masters.observe(reply.GetIndex())
@@ -199,7 +203,7 @@ func (t Inodes) OpenFile(ctx context.Context, who Caller, inode dfs.InodeID, rea
 	if write {
 		flag = os.O_RDWR // the kernel reads pages that it writes in part, also through a write-only handle
 	}
-	return t.c.newFile(fmt.Sprintf("inode %d", inode), flag, reply, true, write), attrOf(reply.GetAttr()), nil
+	return t.c.newFile(fmt.Sprintf("inode %d", inode), flag, reply, handle, write), attrOf(reply.GetAttr()), nil
 }
 
 // Remove takes away one name: of an empty directory if dir, else of anything else.

@@ -62,6 +62,8 @@ type Config struct {
 	Client func(*client.Config)
 	// Faults, if set, is asked about every unary call between nodes and from clients (in-memory only).
 	Faults rpc.FaultFunc
+
+	disk func(i int) vfs.FS // nil: vfs.NewMem; in-memory only
 }
 
 // Cluster is a cluster inside this process.
@@ -133,7 +135,10 @@ func (c *Cluster) start(ctx context.Context) error {
 
 // makeDisk returns chunkserver i's disk, which outlives its process.
 func (c *Cluster) makeDisk(i int) (vfs.FS, error) {
-	if !c.cfg.Real {
+	switch {
+	case !c.cfg.Real && c.cfg.disk != nil:
+		return c.cfg.disk(i), nil
+	case !c.cfg.Real:
 		return vfs.NewMem(), nil
 	}
 	dir := filepath.Join(c.cfg.Dir, fmt.Sprintf("chunkserver-%d", i))

@@ -191,3 +191,36 @@ func TestRestartKeepsEverything(t *testing.T) {
 		}
 	})
 }
+
+func TestCloseDoesNotUndoTruncation(t *testing.T) {
+	everywhere(t, Config{}, func(ctx context.Context, t *testing.T, cl *Cluster) {
+		writer, err := cl.Client(ctx, "writer")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer writer.Close()
+		other, err := cl.Client(ctx, "other")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		f, err := writer.Create(ctx, "/f", 0o644)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Write(pattern(100_000, 1)); err != nil {
+			t.Fatal(err)
+		}
+		const cut = 50_000
+		if err := other.Truncate(ctx, "/f", cut); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		got, err := other.ReadFile(ctx, "/f")
+		if err != nil || !bytes.Equal(got, pattern(100_000, 1)[:cut]) {
+			t.Errorf("after the truncation and the writer's close: %s, %v", difference(got, pattern(100_000, 1)[:cut]), err)
+		}
+	})
+}

@@ -441,6 +441,9 @@ func (m *masterService) GetChunks(_ context.Context, r *dfsv1.GetChunksRequest) 
 			first = out.GetAttr().GetChunks() - 1
 			last = first
 		}
+		if r.GetUnsynced() { // what others wrote is not kept track of here, but for the tail
+			first = max(first, out.GetAttr().GetChunks()-1)
+		}
 		for i := first; i <= last; i++ {
 			if id, ok := n.chunks[i]; ok {
 				out.Chunks = append(out.Chunks, c.configLocked(c.chunks[id]))
