@@ -13,12 +13,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"runtime"
 	"runtime/pprof"
 	"slices"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 )
@@ -86,7 +88,9 @@ func profiled(path string, f func() error) error {
 }
 
 func run(e *env, jsonOut, match string, rounds int) (err error) {
-	ctx := context.Background()
+	// Interrupted, it still stops the cluster.
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
 	want, err := regexp.Compile(match)
 	if err != nil {
 		return fmt.Errorf("-rows %q: %w", match, err)

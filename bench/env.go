@@ -43,6 +43,10 @@ func (e *env) start(ctx context.Context) error {
 	if e.dir, err = filepath.Abs(e.dir); err != nil {
 		return err
 	}
+	// The row about allocations asks the chunkservers' profiles.
+	if err := os.Setenv("DFS_CHUNKSERVER_PPROF", "127.0.0.1:0"); err != nil {
+		return err
+	}
 	if e.cluster, err = testcluster.StartProcesses(ctx, e.bin, filepath.Join(e.dir, "cluster"), servers); err != nil {
 		return err
 	}

@@ -3,13 +3,16 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -78,44 +81,84 @@ func coldStart(ctx context.Context, e *env) (float64, error) {
 	return took, err
 }
 
-// heapPerGiB writes and reads 1 GiB through a cluster inside this process and returns the heap allocated meanwhile, in
-// MiB, per GiB that passed: an upper bound for a chunkserver, as the client's and the master's share is in it too.
+// heapPerGiB writes the stream and reads it back, and returns what the chunkservers allocated meanwhile, in MiB, per GiB that went
+// through one of them: what is written goes through three.
 func heapPerGiB(ctx context.Context, e *env) (float64, error) {
-	dir, err := os.MkdirTemp(e.dir, "heap-")
-	if err != nil {
-		return 0, err
-	}
-	defer os.RemoveAll(dir)
-	cluster, err := testcluster.Start(ctx, testcluster.Config{Dir: dir, Real: true})
-	if err != nil {
-		return 0, err
-	}
-	defer cluster.Close()
-	c, err := cluster.Client(ctx, "bench")
-	if err != nil {
-		return 0, err
-	}
-	defer c.Close()
-	inside := *e
-	inside.c, inside.cpuPerGiB = c, nil
 	transfer := func() error {
-		if _, err := streamWrite(ctx, &inside); err != nil {
+		if _, err := streamWrite(ctx, e); err != nil {
 			return err
 		}
-		_, err := streamRead(ctx, &inside)
+		_, err := streamRead(ctx, e)
 		return err
 	}
+	defer func() { e.cpuPerGiB = nil }()
 	if err := transfer(); err != nil { // fills the pools
 		return 0, err
 	}
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
+	before, err := e.allocated(ctx)
+	if err != nil {
+		return 0, err
+	}
 	if err := transfer(); err != nil {
 		return 0, err
 	}
-	runtime.ReadMemStats(&after)
-	const passes = 2 // written once, read once
-	return float64(after.TotalAlloc-before.TotalAlloc) / dfs.MiB / (passes * float64(e.streamBytes) / dfs.GiB), nil
+	after, err := e.allocated(ctx)
+	const passes = dfs.DefaultReplication + 1 // written, and read once
+	return (after - before) / dfs.MiB / (passes * float64(e.streamBytes) / dfs.GiB), err
+}
+
+// allocated returns the bytes that the chunkservers have allocated on their heaps since they started, as their profiles say.
+func (e *env) allocated(ctx context.Context) (float64, error) {
+	total := 0.0
+	for _, n := range e.cluster.Nodes("chunkserver") {
+		address, err := profileAddress(n.LogFile)
+		if err != nil {
+			return 0, err
+		}
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/debug/pprof/heap?debug=1", nil)
+		if err != nil {
+			return 0, err
+		}
+		reply, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return 0, err
+		}
+		text, err := io.ReadAll(reply.Body)
+		if err = errors.Join(err, reply.Body.Close()); err != nil {
+			return 0, err
+		}
+		const mark = "# TotalAlloc = "
+		_, rest, _ := strings.Cut(string(text), mark)
+		line, _, _ := strings.Cut(rest, "\n")
+		bytes, err := strconv.ParseFloat(line, 64)
+		if err != nil {
+			return 0, fmt.Errorf("profile of %s has no line %q: %w", n.Name, mark, err)
+		}
+		total += bytes
+	}
+	return total, nil
+}
+
+// profileAddress finds in a daemon's log where its latest process serves profiles.
+func profileAddress(logFile string) (string, error) {
+	text, err := os.ReadFile(logFile)
+	if err != nil {
+		return "", err
+	}
+	address := ""
+	for line := range strings.Lines(string(text)) {
+		var entry struct {
+			Message string `json:"@message"`
+			Address string `json:"address"`
+		}
+		if json.Unmarshal([]byte(line), &entry) == nil && entry.Message == "serving profiles" {
+			address = entry.Address
+		}
+	}
+	if address == "" {
+		return "", fmt.Errorf("log %s does not say where profiles are served", logFile)
+	}
+	return address, nil
 }
 
 // masterMemory makes files of one chunk (the chunk is allocated, not written) until there are e.files, and returns

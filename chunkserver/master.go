@@ -2,9 +2,11 @@ package chunkserver
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"dfs/internal/dfs"
+	"dfs/internal/dfserr"
 	dfsv1 "dfs/proto/dfs/v1"
 )
 
@@ -89,6 +91,21 @@ func (s *Server) peer(id dfs.ServerID) (dfsv1.ChunkClient, error) {
 		return nil, err
 	}
 	return dfsv1.NewChunkClient(conn), nil
+}
+
+// answers reports whether a fresh connection to another chunkserver can be made and it is that server which answers.
+func (s *Server) answers(ctx context.Context, id dfs.ServerID, addr string) bool {
+	if s.control.Probe(ctx, addr) != nil {
+		return false
+	}
+	conn, err := s.control.GetServer(addr, id)
+	if err != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.PeerTimeout)
+	defer cancel()
+	_, err = dfsv1.NewChunkClient(conn).Stat(ctx, &dfsv1.ChunkStatRequest{}) // of no chunk: its error says who answers
+	return !errors.Is(err, dfserr.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded)
 }
 
 // dataPeer returns a client for streams of file bytes to another chunkserver.

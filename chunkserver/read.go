@@ -122,6 +122,13 @@ func (c *chunk) readFrame(ctx context.Context, version dfs.Version, off, n int64
 			if err == nil && upTo != 0 {
 				err = c.settle(ctx, v, upTo)
 			}
+			if errors.Is(err, errLeaderGone) { // reported by now: there is another configuration to learn
+				res.Release()
+				if err := c.resolveAgain(ctx); err != nil {
+					return nil, 0, err
+				}
+				continue
+			}
 			if err != nil {
 				res.Release()
 				if c.holds(v) || ctx.Err() != nil {
@@ -172,11 +179,11 @@ func (c *chunk) settle(ctx context.Context, v view, seq dfs.Seq) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.srv.cfg.CopyTimeout)
+	limited, cancel := context.WithTimeout(ctx, c.srv.cfg.StallTimeout) // a mutation takes no longer, or costs somebody his place
 	defer cancel()
-	reply, err := peer.Committed(ctx, &dfsv1.CommittedRequest{Chunk: uint64(c.id), Version: uint64(v.version), Seq: uint64(seq)})
+	reply, err := peer.Committed(limited, &dfsv1.CommittedRequest{Chunk: uint64(c.id), Version: uint64(v.version), Seq: uint64(seq)})
 	if err != nil {
-		return err
+		return c.leaderFailed(ctx, v.leader, v.version, err)
 	}
 	c.mu.Lock()
 	same := c.ready && c.activation == v.activation
@@ -263,6 +270,14 @@ func (c *chunk) primaryView(ctx context.Context, version dfs.Version) (view, err
 	return view{}, dfserr.Errorf(dfserr.ErrLeaseExpired, "chunk %s version %d", c.id, version)
 }
 
+// resolveAgain learns the configuration anew although the replica has a view.
+func (c *chunk) resolveAgain(ctx context.Context) error {
+	c.mu.Lock()
+	f := c.resolveLocked()
+	c.mu.Unlock()
+	return f.wait(ctx)
+}
+
 // resolveLocked begins finding out, from the master and the primary, what this replica is, or joins that.
 func (c *chunk) resolveLocked() *flight {
 	if c.resolving != nil {
@@ -333,7 +348,7 @@ func (c *chunk) follows(ctx context.Context) error {
 	defer cancel()
 	_, err = peer.Committed(limited, &dfsv1.CommittedRequest{Chunk: uint64(c.id), Version: uint64(cfg.version), Unprepared: uint64(c.srv.ID())})
 	if err != nil {
-		return c.leaderFailed(ctx, cfg, err)
+		return c.leaderFailed(ctx, cfg.primary(), cfg.version, err)
 	}
 	if !c.confirm(cfg, period) {
 		return dfserr.Errorf(dfserr.ErrStaleVersion, "chunk %s version %d: this replica is not in step", c.id, cfg.version)
@@ -341,17 +356,17 @@ func (c *chunk) follows(ctx context.Context) error {
 	return nil
 }
 
-// leaderFailed reports a primary whose process cannot be reached; the result then wraps errLeaderGone. Otherwise it returns err.
-func (c *chunk) leaderFailed(ctx context.Context, cfg *chunkConfig, err error) error {
-	if !errors.Is(err, dfserr.ErrUnavailable) {
+// leaderFailed reports a primary whose process cannot be reached or does not answer; the result then wraps errLeaderGone. Otherwise it returns err.
+func (c *chunk) leaderFailed(ctx context.Context, primary dfs.ServerID, version dfs.Version, err error) error {
+	if !errors.Is(err, dfserr.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
 		return err
 	}
-	addr, lookupErr := c.srv.members.lookup(cfg.primary())
-	if lookupErr != nil || c.srv.control.Probe(ctx, addr) == nil {
+	addr, lookupErr := c.srv.members.lookup(primary)
+	if lookupErr != nil || c.srv.answers(ctx, primary, addr) {
 		return err
 	}
-	c.srv.log.Warn("primary cannot be reached", "chunk", c.id, "version", cfg.version, "server", cfg.primary(), "error", err)
-	if _, reportErr := c.srv.reportFailure(ctx, c.id, failure{server: cfg.primary(), version: cfg.version, reason: err.Error()}); reportErr != nil {
+	c.srv.log.Warn("primary cannot be reached", "chunk", c.id, "version", version, "server", primary, "error", err)
+	if _, reportErr := c.srv.reportFailure(ctx, c.id, failure{server: primary, version: version, reason: err.Error()}); reportErr != nil {
 		return reportErr
 	}
 	return errLeaderGone

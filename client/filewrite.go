@@ -65,6 +65,8 @@ func checkSpan(off, n int64) error {
 	switch {
 	case off < 0:
 		return dfserr.Errorf(dfserr.ErrInvalid, "offset %d is negative", off)
+	case n < 0:
+		return dfserr.Errorf(dfserr.ErrInvalid, "length %d is negative", n)
 	case !dfs.CheckRange(off, n, dfs.MaxFileLength):
 		return dfserr.Errorf(dfserr.ErrFileTooLarge, "%d bytes at %d reach beyond %d, the largest file", n, off, dfs.MaxFileLength)
 	}

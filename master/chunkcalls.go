@@ -6,6 +6,7 @@ import (
 
 	"dfs/internal/dfs"
 	"dfs/internal/dfserr"
+	"dfs/internal/rpc"
 	dfsv1 "dfs/proto/dfs/v1"
 )
 
@@ -31,6 +32,24 @@ func (m *leader) chunkClient(id dfs.ServerID) (dfsv1.ChunkClient, error) {
 		return nil, err
 	}
 	return dfsv1.NewChunkClient(conn), nil
+}
+
+// probe opens a fresh connection to a chunkserver. rpc.IsRefused of the error means that its process is gone: nothing
+// listens at its address, or another server does.
+func (m *leader) probe(ctx context.Context, id dfs.ServerID, addr string) error {
+	if err := m.pool.Probe(ctx, addr); err != nil {
+		return err
+	}
+	conn, err := m.pool.GetServer(addr, id)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	if _, err := dfsv1.NewChunkClient(conn).Stat(ctx, &dfsv1.ChunkStatRequest{}); rpc.IsRefused(err) {
+		return err
+	}
+	return nil // whatever else it says, somebody is there
 }
 
 // tailStat asks a chunk's primary for the committed length. It fails when the server is not the primary of that

@@ -78,6 +78,9 @@ func (r *repairs) askCopies() {
 	}
 }
 
+// stepPause is how long after a step has failed its chunk is looked at again.
+const stepPause = time.Second
+
 // carryOut executes one command of the planner.
 func (r *repairs) carryOut(ctx context.Context, c repair.Command) {
 	var err error
@@ -96,7 +99,13 @@ func (r *repairs) carryOut(ctx context.Context, c repair.Command) {
 	}
 	if err != nil && ctx.Err() == nil {
 		r.m.log.Debug("repair step failed", "command", c.String(), "error", err)
-		r.observe(c.Chunk)
+		pause := time.NewTimer(stepPause)
+		defer pause.Stop()
+		select {
+		case <-pause.C:
+			r.observe(c.Chunk)
+		case <-ctx.Done():
+		}
 	}
 }
 
@@ -177,8 +186,8 @@ func (r *repairs) endCopy(id dfs.ChunkID, target dfs.ServerID, failed bool) {
 	r.endCopyLocked(id, target, failed)
 }
 
-// admitReplica commits a configuration with the copied replica appended, and without members that are dead or bad if enough
-// good ones remain.
+// admitReplica commits the configuration that package repair wants once a copy is complete: the target is appended, and members that are dead or bad
+// are left out.
 func (m *leader) admitReplica(ctx context.Context, id dfs.ChunkID, target dfs.ServerID) error {
 	unlock, err := m.chunkLocks.lock(ctx, id)
 	if err != nil {
@@ -193,25 +202,11 @@ func (m *leader) admitReplica(ctx context.Context, id dfs.ChunkID, target dfs.Se
 		return nil
 	}
 	states := m.servers()
-	var good, away []dfs.ServerID
 	m.repairs.mu.Lock()
-	for _, s := range r.Replicas {
-		switch m.repairs.healthLocked(id, s, states) {
-		case repair.Good, repair.Draining:
-			good = append(good, s)
-		case repair.Away:
-			away = append(away, s)
-		case repair.Dead, repair.Corrupt:
-			// A dead one is being replaced; a bad one is not wanted.
-		}
-	}
+	replicas := repair.Joined(m.repairs.chunkLocked(id, &r, 0, states), target)
 	m.repairs.mu.Unlock()
-	if len(good) == 0 {
+	if replicas == nil {
 		return dfserr.Errorf(dfserr.ErrNoReplica, "chunk %s: the source of the copy has gone", id)
-	}
-	replicas := append(good, target)
-	if room := int(r.Replication) - len(replicas); room > 0 {
-		replicas = append(replicas, away[:min(len(away), room)]...)
 	}
 	if _, err = m.reconfigure(ctx, id, r, replicas, "replica copied"); err == nil {
 		m.repairs.replaced(id, target)

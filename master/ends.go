@@ -119,8 +119,9 @@ const (
 )
 
 // fenceDropped returns when the chunks that the command at index has cut off take no writes and answer no reads any more: each server with a replica was told, or cannot
-// serve any longer. It is the command of a truncation, which is not over before; one that removes a name leaves those who have the file open alone.
-func (m *leader) fenceDropped(ctx context.Context, index dfs.Index) error {
+// serve any longer. It is the command of a truncation, which is not over before; one that removes a name leaves those who have the file open alone. inherited says that the leader before
+// this one may have cut off other chunks for the same request.
+func (m *leader) fenceDropped(ctx context.Context, index dfs.Index, inherited bool) error {
 	v, err := m.view()
 	if err != nil {
 		return err
@@ -157,8 +158,7 @@ func (m *leader) fenceDropped(ctx context.Context, index dfs.Index) error {
 	})
 	for _, id := range dropped {
 		m.fleet.forgetLeases(id)
-		// The leader before this one may have cut off a part of them, or have been about to fence them.
-		if err := m.fleet.awaitFence(ctx, id, true); err != nil {
+		if err := m.fleet.awaitFence(ctx, id, inherited); err != nil {
 			return dfserr.Errorf(dfserr.ErrBusy, "chunk %s was cut off and may still be read (%v)", id, err)
 		}
 	}

@@ -71,7 +71,7 @@ func (f *fleet) refreshPlacerLocked(now time.Time) []cluster.Server {
 			f.placer.Update(nodes)
 			return all
 		}
-		f.placer.SetLoad(n.ID, n.Load, n.Full, n.Draining)
+		f.placer.SetLoad(n.ID, n.Load, n.Full, false)
 	}
 	return all
 }
@@ -82,7 +82,7 @@ func (f *fleet) nodesLocked(all []cluster.Server) []placement.Node {
 	nodes := make([]placement.Node, 0, len(all))
 	for _, s := range all {
 		nodes = append(nodes, placement.Node{
-			ID: s.ID, Weight: s.Capacity, Rack: s.Rack, Load: s.Chunks + f.recent[s.ID], Full: s.Full(dfs.MinChunkSize), Draining: s.Draining,
+			ID: s.ID, Weight: s.Capacity, Rack: s.Rack, Load: s.Chunks + f.recent[s.ID], Full: s.Full(dfs.MinChunkSize),
 		})
 	}
 	return nodes

@@ -228,7 +228,7 @@ func (m *leader) watchProcess(ctx context.Context, h cluster.Hello) {
 			return
 		}
 		dialedAt := time.Now()
-		if err := m.pool.Probe(ctx, h.Addr); rpc.IsRefused(err) {
+		if err := m.probe(ctx, h.Server, h.Addr); rpc.IsRefused(err) {
 			m.log.Warn("chunkserver's process has gone", "server", h.Server.String(), "addr", h.Addr)
 			m.fleet.gone(h.Server, h.Incarnation, dialedAt)
 			m.repairs.wake()

@@ -231,7 +231,7 @@ func (m *leader) reachable(ctx context.Context, id dfs.ServerID) bool {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	dialedAt := time.Now()
-	err := m.pool.Probe(ctx, s.Addr)
+	err := m.probe(ctx, id, s.Addr)
 	if rpc.IsRefused(err) && s.State == cluster.Unknown {
 		m.fleet.gone(id, s.Incarnation, dialedAt)
 	}

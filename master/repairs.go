@@ -194,8 +194,6 @@ func (r *repairs) healthLocked(id dfs.ChunkID, server dfs.ServerID, states map[d
 		return repair.Dead
 	case s.State != cluster.Live:
 		return repair.Away
-	case s.Draining:
-		return repair.Draining
 	}
 	return repair.Good
 }
@@ -248,6 +246,12 @@ func (r *repairs) chunkLocked(id dfs.ChunkID, rec *chunks.Record, size int64, st
 // noteStray remembers a fenced replica outside its chunk's configuration, for the planner to have it completed or deleted.
 func (r *repairs) noteStray(id dfs.ChunkID, stray repair.Stray) {
 	r.mu.Lock()
+	if slices.Contains(r.strays[id], stray) {
+		// It was to be deleted, and was kept for now. Looking at the chunk again at once would come to the same; the
+		// next scan does.
+		r.mu.Unlock()
+		return
+	}
 	r.forgetStrayLocked(id, stray.Server)
 	if r.strayN < maxStrays {
 		r.strays[id] = append(r.strays[id], stray)
@@ -416,7 +420,7 @@ func (r *repairs) plainLocked(id dfs.ChunkID, rec *chunks.Record, states map[dfs
 		return false
 	}
 	for _, s := range rec.Replicas {
-		if st, ok := states[s]; !ok || st.State != cluster.Live || st.Draining {
+		if st, ok := states[s]; !ok || st.State != cluster.Live {
 			return false
 		}
 	}

@@ -250,7 +250,9 @@ func (m *leader) dropStrays(ctx context.Context, server dfs.ServerID, items []re
 		for _, it := range part.items {
 			if done[it.chunk] {
 				m.fleet.fenced(it.chunk, server)
-				m.repairs.replaced(it.chunk, server)
+				if !part.fence {
+					m.repairs.replaced(it.chunk, server)
+				}
 				continue
 			}
 			if err := m.explainKept(ctx, server, it, newer); err != nil {

@@ -19,7 +19,8 @@ func (l *leader) proposeAll(ctx context.Context, cmd *dfsv1.Command) (*dfsv1.Res
 	for {
 		res, err := l.propose(ctx, cmd)
 		if err == nil && res.GetDropped() > 0 {
-			err = l.fenceDropped(ctx, dfs.Index(res.GetIndex()))
+			// With an older session it may be a repeat, of which the leader before this one has done a part.
+			err = l.fenceDropped(ctx, dfs.Index(res.GetIndex()), dfs.Index(cmd.GetHeader().GetSession()) <= l.beganAt)
 		}
 		if err != nil || !res.GetMore() {
 			return res, err

@@ -113,8 +113,8 @@ func TestCutOffBytesAreGoneForEveryone(t *testing.T) {
 					if reach == "all reachable" && took > 500*time.Millisecond {
 						t.Errorf("the cut took %v", took)
 					}
-					if reach != "all reachable" && took > 5*time.Second {
-						t.Errorf("the cut took %v, more than a serving lease", took)
+					if took > 10*time.Second { // a serving lease, and finding out that a primary does not answer
+						t.Errorf("the cut took %v", took)
 					}
 					cl.Net.Heal(MasterHost, ChunkserverHost(1))
 					check(t, fa.Close())

@@ -77,7 +77,7 @@ type zone struct {
 // For non-zero values it is the zone test of Gibbons and Korach, "Testing Shared Memories" (SIAM J. Comput.
 // 26(4), 1997), §4.1, which is exact for one register with unique values: no value is read before it was
 // written, no two forward zones overlap, no backward zone lies within a forward zone. Zero is not unique, so
-// a read of zero is only checked against values that were certainly there, from before it until after it.
+// a read of zero is only checked against values that were certainly there, from before it until after it; and so is an operation that set the register to zero.
 func (h *History) Check() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -128,6 +128,13 @@ func (h *History) Check() error {
 
 // checkZeroesLocked finds reads of zero that nothing explains.
 func (h *History) checkZeroesLocked(zones []zone) error {
+	for _, o := range h.zeroes {
+		for _, z := range zones {
+			if z.forward && z.lo < o.invoked && o.returned < z.hi {
+				return fmt.Errorf("value %#x was in the register over [%d,%d], and was not removed at [%d,%d]", z.value, z.lo, z.hi, o.invoked, o.returned)
+			}
+		}
+	}
 	for _, r := range h.zeroAt {
 		for _, z := range zones {
 			if z.forward && z.lo < r.invoked && r.returned < z.hi {

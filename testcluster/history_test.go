@@ -27,6 +27,9 @@ func TestHistoryCheck(t *testing.T) {
 		{"zero while being written", func(h *History) { h.Wrote(1, 1, 9); h.Read(0, 2, 3) }, true},
 		{"lost write", func(h *History) { h.Wrote(1, 1, 2); h.Read(0, 3, 4) }, false},
 		{"zeroed", func(h *History) { h.Wrote(1, 1, 2); h.Zeroed(3, 4); h.Read(0, 5, 6) }, true},
+		{"read of what was removed", func(h *History) { h.Wrote(1, 1, 2); h.Zeroed(3, 4); h.Read(1, 5, 6) }, false},
+		{"read while it is removed", func(h *History) { h.Wrote(1, 1, 2); h.Zeroed(3, 6); h.Read(1, 4, 5) }, true},
+		{"removed while it is written", func(h *History) { h.Wrote(1, 1, 4); h.Zeroed(2, 3); h.Read(1, 5, 6) }, true},
 		{"zero between two reads of one value", func(h *History) { h.Wrote(1, 1, 2); h.Zeroed(1, 0); h.Read(1, 3, 4); h.Read(0, 5, 6); h.Read(1, 7, 8) }, false},
 	}
 	for _, tt := range tests {

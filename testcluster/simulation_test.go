@@ -27,7 +27,8 @@ import (
 // The simulation runs a whole cluster in one process on virtual time: four clients write, append, truncate, read and
 // rename while chunkservers are killed and paused, links are cut and delayed, calls are lost and doubled, and the master
 // restarts. Every read is checked: against a model for files that one client owns, as a linearizable register for
-// cells that all share (History), and as an exactly-once set for appended records.
+// cells that all share (History), in one file of which all also cut off and lengthen, and as an exactly-once set for appended records. Where a file is appended to
+// while others make it longer (extension), each append must go behind everything that was there when it began.
 //
 // A seed fixes every client's operations and the whole schedule of faults in virtual time. DFS_SIM_SEEDS says how many seeds to run,
 // DFS_SIM_SEED runs one.
@@ -39,9 +40,27 @@ const (
 	regionLen  = 8 // cells
 )
 
-// regions are where the shared cells lie in the shared file: at its start, over the boundary of two chunks, and
+// regions are where the shared cells lie in the shared files: at their start, over the boundary of two chunks, and
 // across blocks in a third chunk.
 var regions = []int64{0, dfs.MiB - 4*cellBytes, 2*dfs.MiB + 300}
+
+// cuts are lengths that the file "/cut" is given, all between cells: nothing, within the first region, at its end, at the ends of chunks, within the last region, and beyond everything.
+var cuts = []int64{0, 3 * cellBytes, dfs.MiB - 4*cellBytes, dfs.MiB, 2 * dfs.MiB, 2*dfs.MiB + 300 + 5*cellBytes, 3 * dfs.MiB, 5 * dfs.MiB}
+
+// cellSet is the cells of one file, by region.
+type cellSet [][]*History
+
+func newCellSet() cellSet {
+	var set cellSet
+	for range regions {
+		row := make([]*History, regionLen)
+		for i := range row {
+			row[i] = &History{}
+		}
+		set = append(set, row)
+	}
+	return set
+}
 
 func TestSimulation(t *testing.T) {
 	first, n := uint64(1), 12
@@ -71,7 +90,9 @@ type sim struct {
 	cl    *Cluster
 	ticks atomic.Int64
 
-	cells [][]*History // by region and cell
+	cells cellSet   // of "/shared"
+	cut   cellSet   // of "/cut"
+	ext   extension // of "/extended"
 
 	mu      sync.Mutex
 	records map[record]bool // guarded by mu: sent; true once acknowledged
@@ -92,13 +113,8 @@ func (s *sim) rng(stream uint64) *rand.Rand { return rand.New(rand.NewPCG(s.seed
 func simulate(t *testing.T, seed uint64) {
 	s := &sim{t: t, seed: seed, records: map[record]bool{}, fired: map[string]int{}}
 	s.callRNG = s.rng(1000)
-	for range regions {
-		row := make([]*History, regionLen)
-		for i := range row {
-			row[i] = &History{}
-		}
-		s.cells = append(s.cells, row)
-	}
+	s.cells, s.cut = newCellSet(), newCellSet()
+	s.ext.turn = make(chan struct{}, 1)
 	cfg := Config{
 		Faults:      s.fate,
 		Master:      func(c *master.Config) { c.DeadAfter = 10 * time.Second; c.GarbageGrace = 5 * time.Second },
@@ -144,7 +160,7 @@ func (s *sim) count(kind string) {
 
 func (s *sim) run(ctx context.Context) {
 	c := s.client(ctx, "setup")
-	for _, path := range []string{"/shared", "/records", "/appended"} {
+	for _, path := range []string{"/shared", "/cut", "/records", "/appended", "/extended"} {
 		f, err := c.CreateFile(ctx, path, os.O_RDWR|os.O_EXCL, 0o644, client.CreateOptions{ChunkSize: dfs.MinChunkSize})
 		s.must(err)
 		s.must(f.Close())
@@ -275,7 +291,7 @@ func (s *sim) work(ctx context.Context, id int) {
 		s.must(err)
 		return f
 	}
-	shared, records, appended := open("/shared"), open("/records"), open("/appended")
+	shared, cut, records, appended, extended := open("/shared"), open("/cut"), open("/records"), open("/appended"), open("/extended")
 	own := &owned{path: fmt.Sprintf("/own-%d-0", id)}
 	var err error
 	own.f, err = c.CreateFile(ctx, own.path, os.O_RDWR|os.O_EXCL, 0o644, client.CreateOptions{ChunkSize: dfs.MinChunkSize})
@@ -283,17 +299,30 @@ func (s *sim) work(ctx context.Context, id int) {
 	value := uint64(id+1) << 32
 	seq := uint32(0)
 	for range simOps {
-		switch op := rng.IntN(12); {
+		switch op := rng.IntN(16); {
 		case op < 2:
-			s.writeCells(rng, shared, &value)
+			s.writeCells(rng, shared, s.cells, &value)
 		case op < 5:
-			s.readCells(rng, shared)
+			s.readCells(rng, s.cells, shared.ReadAt)
 		case op < 6:
 			seq++
 			s.append(ctx, record{uint32(id), seq}, 24+rng.IntN(5000), records.AppendRecord)
 		case op < 7:
 			seq++
 			s.append(ctx, record{uint32(id), seq | 1<<31}, 24+rng.IntN(5000), appended.Append)
+		case op < 8:
+			s.writeCells(rng, cut, s.cut, &value)
+		case op < 9:
+			s.readCells(rng, s.cut, s.reader(ctx, rng, c, cut))
+		case op < 10:
+			s.cutCells(ctx, rng, c, cut)
+			s.readCells(rng, s.cut, s.reader(ctx, rng, c, cut))
+		case op < 12:
+			seq++
+			s.ext.append(ctx, s, record{uint32(id), seq}, 24+rng.IntN(5000), extended)
+			if rng.IntN(3) == 0 {
+				s.ext.extend(ctx, s, rng, extended)
+			}
 		default:
 			s.ownedOp(ctx, rng, c, own)
 		}
@@ -302,7 +331,7 @@ func (s *sim) work(ctx context.Context, id int) {
 		}
 	}
 	s.readOwned(own, 0, int64(len(own.model))+10)
-	for _, f := range []*client.File{shared, records, appended, own.f} {
+	for _, f := range []*client.File{shared, cut, records, appended, extended, own.f} {
 		s.must(f.Close())
 	}
 	got, err := c.ReadFile(ctx, own.path)
@@ -312,7 +341,7 @@ func (s *sim) work(ctx context.Context, id int) {
 	}
 }
 
-func (s *sim) writeCells(rng *rand.Rand, f *client.File, value *uint64) {
+func (s *sim) writeCells(rng *rand.Rand, f *client.File, cells cellSet, value *uint64) {
 	region, from := rng.IntN(len(regions)), rng.IntN(regionLen)
 	n := 1 + rng.IntN(regionLen-from)
 	var data []byte
@@ -327,16 +356,16 @@ func (s *sim) writeCells(rng *rand.Rand, f *client.File, value *uint64) {
 	returned := s.tick()
 	s.must(err)
 	for i, v := range values {
-		s.cells[region][from+i].Wrote(v, invoked, returned)
+		cells[region][from+i].Wrote(v, invoked, returned)
 	}
 }
 
-func (s *sim) readCells(rng *rand.Rand, f *client.File) {
+func (s *sim) readCells(rng *rand.Rand, cells cellSet, readAt func(p []byte, off int64) (int, error)) {
 	region, from := rng.IntN(len(regions)), rng.IntN(regionLen)
 	n := 1 + rng.IntN(regionLen-from)
 	data := make([]byte, n*cellBytes)
 	invoked := s.tick()
-	got, err := f.ReadAt(data, regions[region]+int64(from)*cellBytes)
+	got, err := readAt(data, regions[region]+int64(from)*cellBytes)
 	returned := s.tick()
 	if err != nil && !errors.Is(err, io.EOF) {
 		s.must(err)
@@ -348,22 +377,66 @@ func (s *sim) readCells(rng *rand.Rand, f *client.File) {
 			s.t.Errorf("seed %d: region %d cell %d is torn", s.seed, region, from+i)
 			continue
 		}
-		s.cells[region][from+i].Read(binary.BigEndian.Uint64(cell), invoked, returned)
+		cells[region][from+i].Read(binary.BigEndian.Uint64(cell), invoked, returned)
 	}
 }
 
-// append adds a record {client, seq, length, CRC of the payload, payload}.
+// reader is one of the ways to read "/cut": through a handle that has been open all along, or as a whole.
+func (s *sim) reader(ctx context.Context, rng *rand.Rand, c *client.Client, f *client.File) func(p []byte, off int64) (int, error) {
+	if rng.IntN(4) > 0 {
+		return f.ReadAt
+	}
+	return func(p []byte, off int64) (int, error) {
+		whole, err := c.ReadFile(ctx, "/cut")
+		return copy(p, whole[min(off, int64(len(whole))):]), err
+	}
+}
+
+// cutCells gives "/cut" another length: every cell beyond is zero from then on.
+func (s *sim) cutCells(ctx context.Context, rng *rand.Rand, c *client.Client, f *client.File) {
+	length := cuts[rng.IntN(len(cuts))]
+	invoked := s.tick()
+	switch kind := rng.IntN(4); {
+	case length == 0 && kind == 0:
+		trunc, err := c.OpenFile(ctx, "/cut", os.O_RDWR|os.O_TRUNC, 0)
+		s.must(err)
+		s.must(trunc.Close())
+	case length == 0 && kind == 1:
+		created, err := c.Create(ctx, "/cut", 0o644)
+		s.must(err)
+		s.must(created.Close())
+	case kind == 2:
+		s.must(c.Truncate(ctx, "/cut", length))
+	default:
+		s.must(f.Truncate(ctx, length))
+	}
+	returned := s.tick()
+	for r, at := range regions {
+		for i := range int64(regionLen) {
+			if at+i*cellBytes >= length {
+				s.cut[r][i].Zeroed(invoked, returned)
+			}
+		}
+	}
+}
+
+// append adds a record and notes that it was acknowledged.
 func (s *sim) append(ctx context.Context, r record, n int, add func(context.Context, []byte) (int64, error)) {
+	_, err := add(ctx, r.bytes(n))
+	s.must(err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.records[r] = true
+}
+
+// bytes makes a record of n bytes: {client, seq, length, CRC of the payload, payload}.
+func (r record) bytes(n int) []byte {
 	payload := pattern(n-16, uint64(r.seq))
 	b := binary.BigEndian.AppendUint32(nil, r.client)
 	b = binary.BigEndian.AppendUint32(b, r.seq)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(payload)))
 	b = binary.BigEndian.AppendUint32(b, crc32.ChecksumIEEE(payload))
-	_, err := add(ctx, append(b, payload...))
-	s.must(err)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.records[r] = true
+	return append(b, payload...)
 }
 
 func (s *sim) ownedOp(ctx context.Context, rng *rand.Rand, c *client.Client, o *owned) {
@@ -442,13 +515,16 @@ func difference(got, want []byte) string {
 // check looks at everything when all is quiet.
 func (s *sim) check(ctx context.Context, c *client.Client) {
 	defer s.recoverFailed()
-	for r, row := range s.cells {
-		for i, h := range row {
-			if err := h.Check(); err != nil {
-				s.t.Errorf("seed %d: region %d cell %d: %v", s.seed, r, i, err)
+	for path, set := range map[string]cellSet{"/shared": s.cells, "/cut": s.cut} {
+		for r, row := range set {
+			for i, h := range row {
+				if err := h.Check(); err != nil {
+					s.t.Errorf("seed %d: %s: region %d cell %d: %v", s.seed, path, r, i, err)
+				}
 			}
 		}
 	}
+	s.ext.check(ctx, s, c)
 	f, err := c.Open(ctx, "/records")
 	s.must(err)
 	var whole []byte
@@ -515,7 +591,7 @@ func (s *sim) waitHealed(ctx context.Context, c *client.Client) {
 		}
 		time.Sleep(time.Second)
 	}
-	for _, path := range []string{"/shared", "/records", "/appended"} {
+	for _, path := range []string{"/shared", "/cut", "/records", "/appended", "/extended"} {
 		chunks, err := c.Chunks(ctx, path)
 		s.must(err)
 		for _, k := range chunks {

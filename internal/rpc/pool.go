@@ -90,8 +90,8 @@ func (p *Pool) Buffers() *Buffers { return p.opts.Buffers }
 // closed. Errors: ErrClosed, ErrInvalid for an empty address.
 func (p *Pool) Get(addr string) (*grpc.ClientConn, error) { return p.GetServer(addr, 0) }
 
-// GetServer is Get for calls meant for one chunkserver: another one that has the address by now refuses them with
-// ErrUnavailable (ServerOptions.ID). id 0 means whoever listens.
+// GetServer is Get for calls meant for one chunkserver: another one that has the address by now answers them with
+// ErrRefused (ServerOptions.ID). id 0 means whoever listens.
 func (p *Pool) GetServer(addr string, id dfs.ServerID) (*grpc.ClientConn, error) {
 	if addr == "" {
 		return nil, dfserr.Errorf(dfserr.ErrInvalid, "dial: the address is empty")

@@ -24,7 +24,7 @@ type ServerOptions struct {
 	// Buffers is where received messages are put; nil makes a new pool.
 	Buffers *Buffers
 	// ID returns the id of this chunkserver, 0 while it has none. Calls that were meant for another one (Pool.GetServer)
-	// are refused with ErrUnavailable: addresses are used again, ids are not. Nil: this is no chunkserver.
+	// get ErrRefused, as if nothing listened: addresses are used again, ids are not. Nil: this is no chunkserver.
 	ID func() dfs.ServerID
 }
 
@@ -83,7 +83,7 @@ func (e serverEdge) meant(ctx context.Context) error {
 		}
 		meant, err := strconv.ParseUint(text, 16, 64)
 		if own := e.id(); err == nil && own != 0 && own != dfs.ServerID(meant) {
-			return dfserr.Errorf(dfserr.ErrUnavailable, "the call is for chunkserver %s, this is %s", text, own)
+			return dfserr.Errorf(dfserr.ErrRefused, "the call is for chunkserver %s, this is %s", text, own)
 		}
 	}
 	return nil

@@ -129,7 +129,6 @@ type server struct {
 	rack        string
 	software    string
 	incarnation uint64
-	draining    bool
 	registered  bool // with this leader
 	counted     bool // Known was told of it: it counts for safe mode
 	stream      StreamID
@@ -163,28 +162,6 @@ func (s *State) Known(id dfs.ServerID, addr, rack string) {
 	s.servers[id] = &server{id: id, addr: addr, rack: rack, counted: true, heardAt: s.startedAt}
 	s.known++
 	s.changes++
-}
-
-// Forget removes a server that was taken out of the cluster for good. A live one is left alone and false is
-// returned.
-func (s *State) Forget(id dfs.ServerID) bool {
-	sv := s.servers[id]
-	if sv == nil {
-		return true
-	}
-	if sv.stream != 0 {
-		return false
-	}
-	if sv.counted {
-		s.known--
-		if sv.registered {
-			s.returned--
-		}
-	}
-	delete(s.asked, id)
-	delete(s.servers, id)
-	s.changes++
-	return true
 }
 
 // Register begins a heartbeat stream, replacing the server's earlier one. ErrServerConflict: another
@@ -287,13 +264,6 @@ func (s *State) ReadFenceAt(id dfs.ServerID, now time.Time) time.Time {
 		return now
 	default:
 		return latest(sv.leaseUntil, inherited)
-	}
-}
-
-// SetDraining marks a server as being emptied, or no longer.
-func (s *State) SetDraining(id dfs.ServerID, on bool) {
-	if sv := s.servers[id]; sv != nil {
-		sv.draining = on
 	}
 }
 

@@ -261,12 +261,9 @@ func TestSafeMode(t *testing.T) {
 		s.StreamBroken(stream)
 	}
 	for id := range dfs.ServerID(4) {
-		s.Tick(after(time.Hour))
-		if !s.Forget(id + 1) {
-			t.Errorf("server %d cannot be forgotten", id+1)
-		}
+		s.Tick(after(time.Hour + time.Duration(id)))
 	}
-	if m := s.SafeMode(after(time.Hour)); m.On || m.Registered != 0 || m.Known != 0 {
+	if m := s.SafeMode(after(time.Hour)); m.On || m.Known != 4 {
 		t.Errorf("safe mode came back: %+v", m)
 	}
 	s = build()
@@ -305,9 +302,6 @@ func TestMembers(t *testing.T) {
 		t.Fatal(err)
 	}
 	changed("heartbeat", false)
-	if s.Forget(1) {
-		t.Error("a server with a stream was forgotten")
-	}
 	s.StreamBroken(stream)
 	changed("broken", true)
 	got, _ := s.Members()
@@ -335,13 +329,12 @@ func TestTotals(t *testing.T) {
 			s.StreamBroken(stream)
 		}
 	}
-	s.SetDraining(2, true)
 	got := s.Totals(after(time.Second))
 	if want := (Totals{Capacity: 400, Free: 124, Used: 240, Chunks: 20, Live: 2, Servers: 3, Racks: 2}); got != want {
 		t.Errorf("totals %+v, want %+v", got, want)
 	}
 	all := s.Snapshot(after(time.Second))
-	if len(all) != 3 || all[0].FailedDisks != 1 || !all[1].Draining || all[2].State != Unknown {
+	if len(all) != 3 || all[0].FailedDisks != 1 || all[2].State != Unknown {
 		t.Errorf("snapshot %+v", all)
 	}
 	for size, full := range map[int64]bool{60: false, 61: true} {

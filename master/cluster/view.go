@@ -46,8 +46,7 @@ type Server struct {
 	Software    string
 	Incarnation uint64 // 0: has not registered with this leader
 	State       Liveness
-	HasStream   bool // a heartbeat stream is open
-	Draining    bool
+	HasStream   bool      // a heartbeat stream is open
 	HeardAt     time.Time // of the last heartbeat; the leader's start when there was none
 	Disks       []Disk    // not to be changed
 	Chunks      int64
@@ -72,7 +71,7 @@ func (s Server) Full(chunkSize int64) bool {
 func (s *State) view(sv *server, now time.Time) Server {
 	v := Server{
 		ID: sv.id, Addr: sv.addr, Rack: sv.rack, Software: sv.software, Incarnation: sv.incarnation,
-		State: s.liveness(sv, now), HasStream: sv.stream != 0, Draining: sv.draining, HeardAt: sv.heardAt, Disks: sv.beat.Disks, Chunks: sv.beat.Chunks,
+		State: s.liveness(sv, now), HasStream: sv.stream != 0, HeardAt: sv.heardAt, Disks: sv.beat.Disks, Chunks: sv.beat.Chunks,
 	}
 	for _, d := range sv.beat.Disks {
 		if d.Failed {

@@ -36,10 +36,9 @@ type Lease struct {
 
 // Table holds the leases.
 type Table struct {
-	cfg      Config
-	byChunk  map[dfs.ChunkID]*entry
-	head     entry // ring of all leases, ascending by Until; head.next expires first
-	safeMode bool
+	cfg     Config
+	byChunk map[dfs.ChunkID]*entry
+	head    entry // ring of all leases, ascending by Until; head.next expires first
 }
 
 // entry is a lease in the ring of expiry.
@@ -64,17 +63,11 @@ func New(cfg Config) *Table {
 // Len returns the number of leases, including any that are over and have not been collected by Expire.
 func (t *Table) Len() int { return len(t.byChunk) }
 
-// SetSafeMode refuses grants while on. Renewals and releases go on: what is being written stays so.
-func (t *Table) SetSafeMode(on bool) { t.safeMode = on }
-
 // Grant gives or renews the lease on a chunk to the primary of the committed configuration with the given
 // version. A higher version than the lease's takes it over, whoever holds it. Errors wrap
-// ErrSafeMode; ErrStaleVersion when a lease for a higher version exists; ErrLeaseHeld when another server
+// ErrStaleVersion when a lease for a higher version exists; ErrLeaseHeld when another server
 // holds the lease for this very version; ErrBusy when the table is full.
 func (t *Table) Grant(chunk dfs.ChunkID, version dfs.Version, primary dfs.ServerID, now time.Time) (Lease, error) {
-	if t.safeMode {
-		return Lease{}, dfserr.Errorf(dfserr.ErrSafeMode, "lease on chunk %s for server %s", chunk, primary)
-	}
 	e := t.byChunk[chunk]
 	if e != nil && now.Before(e.Until) {
 		switch {

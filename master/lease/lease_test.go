@@ -53,24 +53,6 @@ func TestGrant(t *testing.T) {
 	}
 }
 
-func TestSafeMode(t *testing.T) {
-	table := New(Config{})
-	if _, err := table.Grant(1, 1, 1, epoch()); err != nil {
-		t.Fatal(err)
-	}
-	table.SetSafeMode(true)
-	if _, err := table.Grant(2, 1, 1, epoch()); !errors.Is(err, dfserr.ErrSafeMode) {
-		t.Errorf("grant in safe mode: %v", err)
-	}
-	if _, err := table.Renew(1, 1, epoch()); err != nil {
-		t.Errorf("renew in safe mode: %v", err)
-	}
-	table.SetSafeMode(false)
-	if _, err := table.Grant(2, 1, 1, epoch()); err != nil {
-		t.Errorf("grant after safe mode: %v", err)
-	}
-}
-
 func TestRenewRelease(t *testing.T) {
 	table := New(Config{Duration: 10 * time.Second})
 	if _, err := table.Renew(1, 7, epoch()); !errors.Is(err, dfserr.ErrLeaseExpired) {

@@ -304,7 +304,7 @@ func (m *model) checkRest() {
 	}
 }
 
-// TestDeterministic: the same observations give the same commands, and a clone changes nothing.
+// TestDeterministic: the same observations give the same commands.
 func TestDeterministic(t *testing.T) {
 	run := func() []string {
 		var nodes []placement.Node
@@ -316,13 +316,8 @@ func TestDeterministic(t *testing.T) {
 			a := dfs.ServerID(id)%20 + 1
 			p.Observe(Chunk{ID: id, Version: 1, Want: 3, Members: []Replica{{a, Good}, {a%20 + 1, Health(id % 5)}}})
 		}
-		dry := p.Clone().Next(time.Unix(0, 0))
-		real := p.Next(time.Unix(0, 0))
 		var lines []string
-		for i, c := range real.Commands {
-			if c.String() != dry.Commands[i].String() {
-				t.Errorf("the clone says %s, the planner %s", dry.Commands[i], c)
-			}
+		for _, c := range p.Next(time.Unix(0, 0)).Commands {
 			lines = append(lines, c.String())
 		}
 		return lines

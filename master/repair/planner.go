@@ -105,21 +105,6 @@ func New(placer *placement.Placer, limits Limits) *Planner {
 	}
 }
 
-// Clone returns an independent copy over the same placer, to ask what would be done without its being
-// remembered as done.
-func (p *Planner) Clone() *Planner {
-	c := *p
-	for i, q := range p.queues {
-		c.queues[i] = slices.Clone(q) // tasks are not changed once queued
-	}
-	c.byChunk = maps.Clone(p.byChunk)
-	c.running = maps.Clone(p.running)
-	c.perNode = maps.Clone(p.perNode)
-	c.failed = maps.Clone(p.failed)
-	c.fails = slices.Clone(p.fails)
-	return &c
-}
-
 // Running returns the number of copies under way.
 func (p *Planner) Running() int { return len(p.running) }
 
