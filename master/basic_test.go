@@ -411,7 +411,8 @@ func TestFullDisk(t *testing.T) {
 	inBubble(t, func(t *testing.T, w *world) {
 		w.mkdir("d")
 		w.create("f")
-		free = 0
+		w.create("f2")
+		free = 500 << 20
 		time.Sleep(time.Second)
 		_, err := w.client.Create(w.ctx(), &dfsv1.CreateRequest{Header: w.header(), Parent: path("/"), Name: []byte("g"), Mode: 0o100644})
 		wantErr(t, "create on a full disk", err, dfserr.ErrNoSpace)
@@ -424,6 +425,13 @@ func TestFullDisk(t *testing.T) {
 		if err := w.remove("f"); err != nil {
 			t.Fatalf("remove on a full disk: %v", err)
 		}
+		free = 1 << 20 // now even a deletion might be written to a page that the disk has no room for
+		err = w.remove("f2")
+		wantErr(t, "remove on a disk without any room", err, dfserr.ErrNoSpace)
+		if !strings.Contains(err.Error(), "BALLAST") {
+			t.Fatalf("error does not name the way out: %v", err)
+		}
+		w.mustStat("/f2")
 		free = 1 << 40
 		time.Sleep(time.Second)
 		w.create("g")

@@ -29,6 +29,7 @@ type leader struct {
 	fsm     *fsm.FSM
 	node    *raftlog.Node
 	pool    *rpc.Pool
+	space   *kv.Space
 
 	fleet      *fleet
 	sessions   *sessionTable
@@ -50,7 +51,7 @@ type leader struct {
 // newLeader reads what the reign begins with.
 func newLeader(ctx context.Context, m *Master) (*leader, error) {
 	l := &leader{
-		cfg: m.cfg, log: m.log, addr: m.Addr(), cluster: m.ClusterID(), db: m.db, fsm: m.fsm, node: m.node, pool: m.pool,
+		cfg: m.cfg, log: m.log, addr: m.Addr(), cluster: m.ClusterID(), db: m.db, fsm: m.fsm, node: m.node, pool: m.pool, space: m.space,
 		reclaim: make(chan struct{}, 1), ctx: ctx,
 	}
 	l.fleet = newFleet(m.cfg.clusterConfig(), m.cfg.WriteLease, time.Now())
@@ -147,6 +148,9 @@ func (l *leader) awaitFence(ctx context.Context, id dfs.ChunkID, r *chunks.Recor
 // propose commits a command and returns its result. The error is the command's own when it was refused; then the result is there
 // too. Other errors leave open whether the command will be applied.
 func (l *leader) propose(ctx context.Context, cmd *dfsv1.Command) (*dfsv1.Result, error) {
+	if err := l.space.CheckAny(); err != nil {
+		return nil, dfserr.Errorf(err, "master in %s takes no changes until there is room, not even deletions or new sessions", l.cfg.Dir)
+	}
 	cmd.TimeNs = time.Now().UnixNano()
 	b, err := fsm.Encode(cmd)
 	if err != nil {

@@ -794,6 +794,13 @@ func TestPausedForAMinute(t *testing.T) {
 				return err == nil && len(chunks[0].Replicas) == 3
 			})
 		}
+		eventually(t, 10*time.Minute, "rid of the replicas that are not needed any more", func() bool {
+			n := 0
+			for i := range 4 {
+				n += len(replicaFiles(t, cl.Disk(i)))
+			}
+			return n == 3
+		})
 	})
 }
 

@@ -25,8 +25,8 @@ import (
 )
 
 // The simulation runs a whole cluster in one process on virtual time: four clients write, append, truncate, read and
-// rename while chunkservers are killed and paused, links are cut and delayed, calls are lost and doubled, and the master
-// restarts. Every read is checked: against a model for files that one client owns, as a linearizable register for
+// rename, and two more read and overwrite the same few bytes all the time, while chunkservers are killed, paused and isolated, links are cut and delayed, calls are lost and
+// doubled, and the master restarts. Every read is checked: against a model for files that one client owns, as a linearizable register for
 // cells that all share (History), in one file of which all also cut off and lengthen, and as an exactly-once set for appended records. Where a file is appended to
 // while others make it longer (extension), each append must go behind everything that was there when it began.
 //
@@ -35,6 +35,7 @@ import (
 
 const (
 	simClients = 4
+	simHammers = 2
 	simOps     = 50 // per client
 	cellBytes  = 512
 	regionLen  = 8 // cells
@@ -114,7 +115,6 @@ func simulate(t *testing.T, seed uint64) {
 	s := &sim{t: t, seed: seed, records: map[record]bool{}, fired: map[string]int{}}
 	s.callRNG = s.rng(1000)
 	s.cells, s.cut = newCellSet(), newCellSet()
-	s.ext.turn = make(chan struct{}, 1)
 	cfg := Config{
 		Faults:      s.fate,
 		Master:      func(c *master.Config) { c.DeadAfter = 10 * time.Second; c.GarbageGrace = 5 * time.Second },
@@ -128,7 +128,8 @@ func simulate(t *testing.T, seed uint64) {
 	})
 }
 
-// fate decides about one unary call: most go through.
+// fate decides about one unary call: most go through. Those of a change of configuration have it harder: that is when replicas are put out that could go on serving (Prepare), the
+// master tells them so (DeleteReplicas), and new ones are brought into step (Activate).
 func (s *sim) fate(_ context.Context, _, method string) rpc.Fault {
 	if s.calm.Load() {
 		return rpc.Fault{}
@@ -136,7 +137,14 @@ func (s *sim) fate(_ context.Context, _, method string) rpc.Fault {
 	s.callMu.Lock()
 	defer s.callMu.Unlock()
 	var f rpc.Fault
-	switch x := s.callRNG.IntN(200); {
+	of, late := 200, 300
+	switch method[strings.LastIndexByte(method, '/')+1:] {
+	case "Prepare":
+		of = 60
+	case "DeleteReplicas", "Activate":
+		of, late = 20, 3000
+	}
+	switch x := s.callRNG.IntN(of); {
 	case x < 2:
 		f.DropRequest = true
 	case x < 4:
@@ -144,7 +152,7 @@ func (s *sim) fate(_ context.Context, _, method string) rpc.Fault {
 	case x < 6:
 		f.Duplicate = true
 	case x < 10:
-		f.Delay = time.Duration(s.callRNG.IntN(300)) * time.Millisecond
+		f.Delay = time.Duration(s.callRNG.IntN(late)) * time.Millisecond
 	default:
 		return f
 	}
@@ -159,6 +167,7 @@ func (s *sim) count(kind string) {
 }
 
 func (s *sim) run(ctx context.Context) {
+	s.ext.turn = make(chan struct{}, 1) // here, because it belongs to the bubble
 	c := s.client(ctx, "setup")
 	for _, path := range []string{"/shared", "/cut", "/records", "/appended", "/extended"} {
 		f, err := c.CreateFile(ctx, path, os.O_RDWR|os.O_EXCL, 0o644, client.CreateOptions{ChunkSize: dfs.MinChunkSize})
@@ -172,8 +181,13 @@ func (s *sim) run(ctx context.Context) {
 	for i := range simClients {
 		wg.Go(func() { s.work(ctx, i) })
 	}
+	var hammers sync.WaitGroup
+	for i := range simHammers {
+		hammers.Go(func() { s.hammer(ctx, simClients+i, stop) })
+	}
 	wg.Wait()
 	close(stop)
+	hammers.Wait()
 	<-faultsDone
 	s.calm.Store(true)
 	if s.t.Failed() {
@@ -230,13 +244,13 @@ func (s *sim) faults(ctx context.Context, stop <-chan struct{}) {
 	for i := range s.cl.Chunkservers() {
 		hosts = append(hosts, ChunkserverHost(i))
 	}
-	for i := range simClients + 1 {
+	for i := range simClients + simHammers + 1 {
 		hosts = append(hosts, ClientHost(i))
 	}
 	ms := func(from, to int) time.Duration { return time.Duration(from+rng.IntN(to-from)) * time.Millisecond }
 	for wait(ms(50, 1500)) {
 		i := rng.IntN(s.cl.Chunkservers())
-		switch kind := rng.IntN(10); {
+		switch kind := rng.IntN(12); {
 		case kind < 3:
 			s.count("kill chunkserver")
 			s.must(s.cl.KillChunkserver(ctx, i))
@@ -259,10 +273,27 @@ func (s *sim) faults(ctx context.Context, stop <-chan struct{}) {
 			s.cl.Net.Heal(a, b)
 		case kind < 9:
 			a, b := hosts[rng.IntN(len(hosts))], hosts[rng.IntN(len(hosts))]
+			if rng.IntN(2) == 0 { // within a chain
+				a, b = ChunkserverHost(i), ChunkserverHost((i+1+rng.IntN(s.cl.Chunkservers()-1))%s.cl.Chunkservers())
+			}
 			s.count("delay")
 			s.cl.Net.SetDelay(a, b, ms(1, 400))
 			wait(ms(100, 4000))
 			s.cl.Net.SetDelay(a, b, 0)
+		case kind < 11: // clients still reach it
+			s.count("isolate chunkserver")
+			others := append([]string{MasterHost}, hosts[1:1+s.cl.Chunkservers()]...)
+			for _, h := range others {
+				if h != ChunkserverHost(i) {
+					s.cl.Net.Cut(h, ChunkserverHost(i))
+				}
+			}
+			wait(ms(1000, 6000))
+			for _, h := range others {
+				if h != ChunkserverHost(i) {
+					s.cl.Net.Heal(h, ChunkserverHost(i))
+				}
+			}
 		default:
 			s.count("restart master")
 			s.must(s.cl.KillMaster(ctx))
@@ -338,6 +369,30 @@ func (s *sim) work(ctx context.Context, id int) {
 	s.must(err)
 	if !bytes.Equal(got, own.model) {
 		s.t.Errorf("seed %d: %s: %s", s.seed, own.path, difference(got, own.model))
+	}
+}
+
+// hammer reads and overwrites the shared cells until stop.
+func (s *sim) hammer(ctx context.Context, id int, stop <-chan struct{}) {
+	defer s.recoverFailed()
+	rng := s.rng(uint64(id))
+	c := s.client(ctx, fmt.Sprintf("hammer-%d", id))
+	defer c.Close()
+	f, err := c.OpenFile(ctx, "/shared", os.O_RDWR, 0)
+	s.must(err)
+	value := uint64(id+1) << 32
+	for {
+		select {
+		case <-stop:
+			s.must(f.Close())
+			return
+		case <-time.After(time.Duration(rng.IntN(40)) * time.Millisecond):
+		}
+		if rng.IntN(5) == 0 {
+			s.writeCells(rng, f, s.cells, &value)
+		} else {
+			s.readCells(rng, s.cells, f.ReadAt)
+		}
 	}
 }
 

@@ -445,6 +445,15 @@ func TestSpace(t *testing.T) {
 		if err := s.Check(); !errors.Is(err, c.want) {
 			t.Errorf("%d free, %v: %v, want %v", c.free, c.fail, err, c.want)
 		}
+		if err := s.CheckAny(); !errors.Is(err, c.fail) && !errors.Is(err, dfserr.ErrDiskFailed) {
+			t.Errorf("%d free, %v: deletions get %v", c.free, c.fail, err)
+		}
+	}
+	for at, want := range map[int64]error{1 << 27: nil, 1<<27 - 1: dfserr.ErrNoSpace, 0: dfserr.ErrNoSpace} {
+		free = at
+		if err := s.CheckAny(); !errors.Is(err, want) {
+			t.Errorf("%d free: deletions get %v, want %v", at, err, want)
+		}
 	}
 }
 

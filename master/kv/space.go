@@ -36,8 +36,9 @@ type Space struct {
 	dir    string
 	opts   SpaceOptions
 	start  time.Time
-	nextAt atomic.Int64 // nanoseconds since start at which the answer is stale
-	full   atomic.Pointer[error]
+	nextAt atomic.Int64          // nanoseconds since start at which the answer is stale
+	full   atomic.Pointer[error] // why nothing may grow
+	out    atomic.Pointer[error] // why nothing may change
 
 	mu sync.Mutex // held while the disk is asked
 }
@@ -88,32 +89,51 @@ func (s *Space) placeBallast() error {
 	return nil
 }
 
+// floorShare is the part of MinFree below which not even deletions are taken: they are written down, too, and what is in memory
+// must still find room on the disk.
+const floorShare = 8
+
 // Check returns nil when there is room for more metadata, else an error that wraps ErrNoSpace, or ErrDiskFailed when the disk cannot be asked. It costs a
 // few nanoseconds, and a statfs once per Refresh.
 func (s *Space) Check() error {
-	if int64(time.Since(s.start)) >= s.nextAt.Load() && s.mu.TryLock() {
-		s.lookLocked()
-		s.mu.Unlock()
+	if int64(time.Since(s.start)) >= s.nextAt.Load() {
+		s.look()
 	}
-	if p := s.full.Load(); p != nil {
+	return loadError(&s.full)
+}
+
+// CheckAny is Check for any change at all, also those that do not make the metadata grow: they are taken down to an eighth of MinFree.
+// It asks the disk every time.
+func (s *Space) CheckAny() error {
+	s.look()
+	return loadError(&s.out)
+}
+
+func loadError(why *atomic.Pointer[error]) error {
+	if p := why.Load(); p != nil {
 		return *p
 	}
 	return nil
 }
 
+// look asks the disk, unless somebody is doing so.
 func (s *Space) look() {
-	s.mu.Lock()
+	if !s.mu.TryLock() {
+		return
+	}
 	defer s.mu.Unlock()
-	s.lookLocked()
-}
-
-func (s *Space) lookLocked() {
 	defer func() { s.nextAt.Store(int64(time.Since(s.start) + s.opts.Refresh)) }()
 	_, free, err := s.opts.Usage()
 	if err != nil {
 		err = dfserr.Errorf(dfserr.ErrDiskFailed, "disk usage of %s: %v", s.dir, err)
 		s.full.Store(&err)
+		s.out.Store(&err)
 		return
+	}
+	s.out.Store(nil)
+	if floor := s.opts.MinFree / floorShare; free < floor {
+		err := dfserr.Errorf(dfserr.ErrNoSpace, "disk of %s has %d MiB free, any change needs %d (delete %s)", s.dir, free>>20, floor>>20, filepath.Join(s.dir, ballastFile))
+		s.out.Store(&err)
 	}
 	need := s.opts.MinFree
 	if s.full.Load() != nil {
