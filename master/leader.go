@@ -270,7 +270,7 @@ func (l *leader) adoptSessions() {
 
 // endSession commits the end of a session and forgets what it had open.
 func (l *leader) endSession(ctx context.Context, id dfs.SessionID) error {
-	_, err := l.propose(ctx, &dfsv1.Command{Op: &dfsv1.Command_EndSession{EndSession: &dfsv1.EndSessionCommand{Session: uint64(id)}}})
+	_, err := l.proposeAll(ctx, &dfsv1.Command{Op: &dfsv1.Command_EndSession{EndSession: &dfsv1.EndSessionCommand{Session: uint64(id)}}})
 	if err == nil {
 		l.sessions.end(id)
 	}

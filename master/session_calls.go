@@ -33,7 +33,7 @@ func (l *leader) openSession(ctx context.Context, r *dfsv1.OpenSessionRequest) (
 
 func (l *leader) closeSession(ctx context.Context, r *dfsv1.CloseSessionRequest) (*dfsv1.CloseSessionReply, error) {
 	id := dfs.SessionID(r.GetSession())
-	res, err := l.propose(ctx, &dfsv1.Command{Op: &dfsv1.Command_EndSession{EndSession: &dfsv1.EndSessionCommand{Session: uint64(id)}}})
+	res, err := l.proposeAll(ctx, &dfsv1.Command{Op: &dfsv1.Command_EndSession{EndSession: &dfsv1.EndSessionCommand{Session: uint64(id)}}})
 	if err != nil {
 		return nil, err
 	}

@@ -55,6 +55,10 @@ var (
 	ErrInUse          = sentinel("in use by another process", nil)
 	ErrFormat         = sentinel("unknown on-disk format", nil)
 	ErrDiskFailed     = sentinel("disk failed", nil)
+	ErrWouldBlock     = sentinel("locked by another", nil)
+	ErrDeadlock       = sentinel("waiting for this lock would be a deadlock", nil)
+	ErrNoLocks        = sentinel("no locks available", nil)
+	ErrLocksLost      = sentinel("locks were lost with the session", nil)
 	ErrClosed         = sentinel("already closed", fs.ErrClosed)
 )
 
@@ -125,6 +129,10 @@ var table = []row{
 	{ErrInUse, "IN_USE", codes.FailedPrecondition, syscall.EBUSY, GiveUp},
 	{ErrFormat, "FORMAT", codes.FailedPrecondition, syscall.EIO, GiveUp},
 	{ErrDiskFailed, "DISK_FAILED", codes.Unavailable, syscall.EIO, OtherReplica},
+	{ErrWouldBlock, "WOULD_BLOCK", codes.FailedPrecondition, syscall.EAGAIN, GiveUp},
+	{ErrDeadlock, "DEADLOCK", codes.FailedPrecondition, syscall.EDEADLK, GiveUp},
+	{ErrNoLocks, "NO_LOCKS", codes.ResourceExhausted, syscall.ENOLCK, GiveUp},
+	{ErrLocksLost, "LOCKS_LOST", codes.FailedPrecondition, syscall.EIO, GiveUp},
 	{ErrClosed, "CLOSED", codes.FailedPrecondition, syscall.EBADF, GiveUp},
 	{context.Canceled, "CANCELED", codes.Canceled, syscall.EINTR, GiveUp},
 	{context.DeadlineExceeded, "DEADLINE_EXCEEDED", codes.DeadlineExceeded, syscall.ETIMEDOUT, GiveUp},

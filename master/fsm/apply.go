@@ -19,6 +19,7 @@ const (
 	maxReclaimBytes = 1 << 20 // written by one ReclaimCommand, by the estimate of changes: unlinking rewrites an inode with its inline data
 	reclaimedChunk  = 640     // bytes that the deletion of one chunk writes
 	reclaimedXattr  = 512     // bytes that the deletion of one extended attribute writes
+	maxUnlockBytes  = 1 << 19 // written by one EndSessionCommand for the locks of others that stay, by the estimate of changes; one file may come on top
 	maxItems        = 4096    // inodes of a ReclaimCommand, items of a GarbageDoneCommand
 )
 
@@ -74,7 +75,7 @@ func (t *txn) execute(cmd *dfsv1.Command) (*dfsv1.Result, error) {
 		if err != nil {
 			return nil, err
 		}
-		if known == nil {
+		if known == nil || known.GetEnding() {
 			return t.refusal(dfserr.Errorf(dfserr.ErrUnknownSession, "session %d", session)), nil
 		}
 		if seq == 0 {
@@ -188,6 +189,8 @@ func (t *txn) dispatch(cmd *dfsv1.Command) (*dfsv1.Result, error) {
 		return o.reclaim(c.Reclaim)
 	case *dfsv1.Command_GarbageDone:
 		return o.garbageDone(c.GarbageDone)
+	case *dfsv1.Command_Lock:
+		return o.lock(c.Lock)
 	case *dfsv1.Command_Server:
 		return o.server(c.Server)
 	case *dfsv1.Command_Format:

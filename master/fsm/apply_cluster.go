@@ -4,6 +4,7 @@ import (
 	"dfs/internal/dfs"
 	"dfs/internal/dfserr"
 	"dfs/master/chunks"
+	"dfs/master/locks"
 	"dfs/master/namespace"
 	dfsv1 "dfs/proto/dfs/v1"
 )
@@ -36,12 +37,21 @@ func (o op) openSession(r *dfsv1.OpenSessionCommand) (*dfsv1.Result, error) {
 	return &dfsv1.Result{Session: uint64(id), Created: true}, nil
 }
 
-// endSession deletes a session and its replies; one that is not there is success.
+// endSession deletes a session with its locks and its replies; one that is not there is success. When there are too many locks for one command
+// it takes a part away, and from then on the session's own commands are refused.
 func (o op) endSession(r *dfsv1.EndSessionCommand) (*dfsv1.Result, error) {
 	id := dfs.SessionID(r.GetSession())
 	s, err := o.t.Session(id)
 	if err != nil || s == nil {
 		return &dfsv1.Result{}, err
+	}
+	more, err := locks.EndSession(o.t, id, func() bool { return o.t.dirty.bytes >= maxUnlockBytes })
+	if err != nil {
+		return nil, err
+	}
+	if more {
+		o.t.setSession(id, func(s *dfsv1.SessionRecord) { s.Ending = true })
+		return &dfsv1.Result{More: true}, nil
 	}
 	prefix := appendID(nil, kindReply, uint64(id))
 	var keys [][]byte

@@ -4,6 +4,7 @@ import (
 	"dfs/internal/dfs"
 	"dfs/internal/dfserr"
 	"dfs/master/chunks"
+	"dfs/master/locks"
 	"dfs/master/namespace"
 	dfsv1 "dfs/proto/dfs/v1"
 )
@@ -192,6 +193,9 @@ func (o op) reclaimOne(id dfs.InodeID, limit int) (int, bool, error) {
 	}
 	if n.Xattrs > 0 && o.t.dirty.bytes > 0 && o.t.dirty.bytes+reclaimedXattr*int64(n.Xattrs) > maxReclaimBytes {
 		return limit, false, nil // the rest next time, on its own
+	}
+	if err := locks.Drop(o.t, id); err != nil {
+		return used, false, err
 	}
 	dropped, err := namespace.Drop(o.t, id)
 	return used + dropped, err == nil, err

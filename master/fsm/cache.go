@@ -7,6 +7,7 @@ import (
 
 	"dfs/internal/dfs"
 	"dfs/master/chunks"
+	"dfs/master/locks"
 	"dfs/master/namespace"
 )
 
@@ -50,7 +51,7 @@ type idKey struct {
 
 // asID reads a key that is one id.
 func asID(key []byte) (k idKey, ok bool) {
-	if len(key) != prefixLen+8 || key[0] != kindInode && key[0] != kindChunk && key[0] != kindSession {
+	if len(key) != prefixLen+8 || key[0] != kindInode && key[0] != kindChunk && key[0] != kindSession && key[0] != kindLocks {
 		return idKey{}, false
 	}
 	return idKey{binary.BigEndian.Uint64(key[prefixLen:]), key[0]}, true
@@ -96,7 +97,7 @@ func (c *cache) shard(key []byte) *shard {
 // cached reports whether values of a key's kind are kept.
 func cached(key []byte) bool {
 	switch key[0] {
-	case kindInode, kindDentry, kindFile, kindChunk, kindSession:
+	case kindInode, kindDentry, kindFile, kindChunk, kindSession, kindLocks:
 		return true
 	case kindSetting:
 		return string(key) == string(keyCounters)
@@ -191,6 +192,8 @@ func sizeOf(key []byte, value any) int64 {
 		n += 256 + int64(len(v.Target)+len(v.Inline))
 	case *chunks.Record:
 		n += 144 + int64(8*len(v.Replicas)+len(v.Seed))
+	case *locks.Record:
+		n += 64 * int64(1+len(v.Flock)+len(v.Posix))
 	case nil:
 	default:
 		n += 96

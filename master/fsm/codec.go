@@ -6,6 +6,7 @@ import (
 	"dfs/internal/dfs"
 	"dfs/internal/dfserr"
 	"dfs/master/chunks"
+	"dfs/master/locks"
 	"dfs/master/namespace"
 	dfsv1 "dfs/proto/dfs/v1"
 )
@@ -40,6 +41,8 @@ func encode(v any) ([]byte, error) {
 		m = &dfsv1.Orphan{UnlinkedAtNs: v.UnlinkedAt, Subtree: v.Subtree}
 	case chunks.Garbage:
 		m = &dfsv1.Garbage{Replicas: serverNumbers(v.Replicas), Version: uint64(v.Version), DeletedAtNs: v.DeletedAt}
+	case *locks.Record:
+		m = &dfsv1.FileLocks{Flock: heldProto(v.Flock), Posix: heldProto(v.Posix)}
 	case counters:
 		m = countersProto(v)
 	case proto.Message: // sessions, nonces, replies, servers, the cluster
@@ -105,9 +108,21 @@ func decode(key, value []byte) (any, error) {
 			return bad(err)
 		}
 		return chunks.Garbage{Replicas: serverIDs(m.GetReplicas()), Version: dfs.Version(m.GetVersion()), DeletedAt: m.GetDeletedAtNs()}, nil
+	case kindLocks:
+		var m dfsv1.FileLocks
+		if err := proto.Unmarshal(value, &m); err != nil {
+			return bad(err)
+		}
+		r := &locks.Record{Flock: heldOf(m.GetFlock()), Posix: heldOf(m.GetPosix())}
+		if err := r.Check(); err != nil {
+			return bad(err)
+		}
+		return r, nil
 	}
 	var m proto.Message
 	switch {
+	case key[0] == kindMark:
+		m = &dfsv1.LockMark{}
 	case key[0] == kindSession:
 		m = &dfsv1.SessionRecord{}
 	case key[0] == kindNonce:
@@ -166,6 +181,50 @@ func recordOf(m *dfsv1.ChunkRecord) *chunks.Record {
 		ChunkSizeLog2: m.GetChunkSizeLog2(), Birth: dfs.Index(m.GetBirthIndex()), Born: m.GetBorn(), Seed: m.GetSeed(), CutLength: m.GetCutLength(), CutVersion: dfs.Version(m.GetCutVersion()),
 		Joining: serverIDs(m.GetJoining()),
 	}
+}
+
+func heldProto(list []locks.Lock) []*dfsv1.HeldLock {
+	out := make([]*dfsv1.HeldLock, len(list))
+	for i, l := range list {
+		out[i] = &dfsv1.HeldLock{
+			Session: uint64(l.Owner.Session), Owner: l.Owner.ID, First: l.First, Last: l.Last, Exclusive: l.Mode == locks.Exclusive,
+			Pid: l.PID, Since: uint64(l.Since),
+		}
+	}
+	return out
+}
+
+func heldOf(list []*dfsv1.HeldLock) []locks.Lock {
+	if len(list) == 0 {
+		return nil
+	}
+	out := make([]locks.Lock, len(list))
+	for i, l := range list {
+		out[i] = locks.Lock{
+			Owner: locks.Owner{Session: dfs.SessionID(l.GetSession()), ID: l.GetOwner()}, First: l.GetFirst(), Last: l.GetLast(),
+			Mode: modeOf(l.GetExclusive()), PID: l.GetPid(), Since: dfs.Index(l.GetSince()),
+		}
+	}
+	return out
+}
+
+func modeOf(exclusive bool) locks.Mode {
+	if exclusive {
+		return locks.Exclusive
+	}
+	return locks.Shared
+}
+
+// LockOf reads the lock of a session's request.
+func LockOf(session dfs.SessionID, s *dfsv1.LockSpec) (locks.Kind, locks.Lock) {
+	l := locks.Lock{
+		Owner: locks.Owner{Session: session, ID: s.GetOwner()}, First: s.GetFirst(), Last: s.GetLast(), Mode: modeOf(s.GetExclusive()), PID: s.GetPid(),
+	}
+	if s.GetPosix() {
+		return locks.Posix, l
+	}
+	l.First, l.Last = 0, locks.End
+	return locks.Flock, l
 }
 
 func countersProto(c counters) *dfsv1.Counters {

@@ -13,6 +13,7 @@ import (
 
 	"dfs/internal/dfs"
 	"dfs/master/chunks"
+	"dfs/master/locks"
 	"dfs/master/namespace"
 	dfsv1 "dfs/proto/dfs/v1"
 )
@@ -38,7 +39,12 @@ func TestFormatOnDisk(t *testing.T) {
 		{appendXattrKey(nil, 258, []byte("user.a")), xattrValue("v")},
 		{appendOrphanKey(nil, 258), namespace.Orphan{UnlinkedAt: 5, Subtree: true}},
 		{appendGarbageKey(nil, 77, 9), chunks.Garbage{Replicas: servers, Version: 4, DeletedAt: 5}},
-		{appendSessionKey(nil, 88), &dfsv1.SessionRecord{Client: "c", CreatedAtNs: 1, TtlNs: 2, Nonce: 3}},
+		{appendLocksKey(nil, 258), &locks.Record{
+			Flock: []locks.Lock{{Owner: locks.Owner{Session: 88, ID: 1 << 63}, Last: locks.End, Mode: locks.Exclusive, PID: 6, Since: 90}},
+			Posix: []locks.Lock{{Owner: locks.Owner{Session: 88, ID: 7}, First: 1, Last: 2, PID: 6, Since: 91}, {Owner: locks.Owner{Session: 89, ID: 7}, First: 2, Last: 3, Since: 92}},
+		}},
+		{appendMarkKey(nil, 88, 258), &dfsv1.LockMark{}},
+		{appendSessionKey(nil, 88), &dfsv1.SessionRecord{Client: "c", CreatedAtNs: 1, TtlNs: 2, Nonce: 3, LockedFiles: 4, Ending: true}},
 		{appendID(nil, kindNonce, 3), &dfsv1.NonceRecord{Session: 88}},
 		{appendReplyKey(nil, 88, 1025), &dfsv1.CachedReply{Seq: 1025, Result: []byte("r")}},
 		{appendServerKey(nil, servers[0]), &dfsv1.ServerRecord{Addr: "a", Rack: "r", FirstSeenNs: 1}},

@@ -1,7 +1,7 @@
 // Package fsm is the master's replicated state machine: it applies dfsv1.Command entries of the Raft log, in order, to master/kv, and gives
 // views of the result to the handlers.
 //
-// Apply is a pure function of (state, index, command): the packages namespace and chunks do the work, this one decodes, keeps sessions and the
+// Apply is a pure function of (state, index, command): the packages namespace, chunks and locks do the work, this one decodes, keeps sessions and the
 // reply cache, stores, and encodes. Replicas that have applied the same entries have the same kv state hash.
 //
 // # One entry, one transaction

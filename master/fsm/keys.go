@@ -20,6 +20,8 @@ const (
 	kindReply   = 'r' // r/<session><slot>
 	kindOrphan  = 'o' // o/<inode>
 	kindGarbage = 'g' // g/<index><chunk>
+	kindLocks   = 'l' // l/<inode>
+	kindMark    = 'h' // h/<session><inode>
 	kindSetting = 'z' // z/…
 )
 
@@ -61,6 +63,12 @@ func appendOrphanKey(b []byte, id dfs.InodeID) []byte { return appendID(b, kindO
 
 func appendGarbageKey(b []byte, index dfs.Index, id dfs.ChunkID) []byte {
 	return binary.BigEndian.AppendUint64(appendID(b, kindGarbage, uint64(index)), uint64(id))
+}
+
+func appendLocksKey(b []byte, inode dfs.InodeID) []byte { return appendID(b, kindLocks, uint64(inode)) }
+
+func appendMarkKey(b []byte, id dfs.SessionID, inode dfs.InodeID) []byte {
+	return binary.BigEndian.AppendUint64(appendID(b, kindMark, uint64(id)), uint64(inode))
 }
 
 func appendServerKey(b []byte, id dfs.ServerID) []byte {

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/hashicorp/raft"
 
 	"dfs/internal/dfs"
 	"dfs/master/chunks"
+	"dfs/master/locks"
 	"dfs/master/namespace"
 	dfsv1 "dfs/proto/dfs/v1"
 )
@@ -28,12 +30,17 @@ var (
 	_ io.ReadCloser     = (*sink)(nil)
 )
 
-// randomLog draws commands of every kind over few names, inodes and chunks. The first formats.
+// randomSessions is how many sessions a random log opens, with ids from 2 on; the first is never ended.
+const randomSessions = 20
+
+// randomLog draws commands of every kind over few names, inodes and chunks. The first formats, those after it open sessions.
 func randomLog(m *machine, seed uint64, n int) []*raft.Log {
 	r := rand.New(rand.NewPCG(seed, 9))
 	log := []*raft.Log{
 		m.entry(&dfsv1.Command{Op: &dfsv1.Command_Format{Format: &dfsv1.FormatCommand{ClusterId: 1}}}),
-		m.entry(&dfsv1.Command{Op: &dfsv1.Command_OpenSession{OpenSession: &dfsv1.OpenSessionCommand{Nonce: 1}}}),
+	}
+	for nonce := range uint64(randomSessions) {
+		log = append(log, m.entry(&dfsv1.Command{Op: &dfsv1.Command_OpenSession{OpenSession: &dfsv1.OpenSessionCommand{Nonce: 1 + nonce}}}))
 	}
 	for range n {
 		log = append(log, m.entry(randomCommand(r)))
@@ -71,7 +78,7 @@ func randomCommand(r *rand.Rand) *dfsv1.Command {
 	}
 	replication := r.Uint32N(4)
 	mode := r.Uint32N(0o10000)
-	switch r.IntN(24) {
+	switch r.IntN(28) {
 	case 0, 1, 2, 3, 4:
 		types := []uint32{0o100000, 0o100000, 0o40000, 0o40000, 0o120000, 0o10000}
 		c := &dfsv1.CreateRequest{
@@ -119,6 +126,21 @@ func randomCommand(r *rand.Rand) *dfsv1.Command {
 		cmd.Op = &dfsv1.Command_Reclaim{Reclaim: &dfsv1.ReclaimCommand{Inodes: []uint64{inode(), inode(), inode(), inode(), inode()}, Limit: 1 + r.Uint32N(10)}}
 	case 23:
 		cmd.Op = &dfsv1.Command_GarbageDone{GarbageDone: &dfsv1.GarbageDoneCommand{Items: []*dfsv1.GarbageDoneCommand_Item{{Index: r.Uint64N(3000), Chunk: chunk()}}}}
+	case 24, 25, 26:
+		// Lock commands always come from a session.
+		cmd.Header.Session, cmd.Header.Seq = 2+r.Uint64N(randomSessions), 1+r.Uint64N(3000)
+		first := r.Int64N(20)
+		cmd.Op = &dfsv1.Command_Lock{Lock: &dfsv1.LockCommand{Promised: r.IntN(10) == 0, Request: &dfsv1.LockRequest{
+			Inode: inode(), Unlock: r.IntN(4) == 0,
+			Lock: &dfsv1.LockSpec{Posix: r.IntN(3) > 0, Owner: r.Uint64N(3), First: first, Last: first + r.Int64N(10), Exclusive: r.IntN(3) == 0},
+		}}}
+	case 27:
+		cmd.Header = nil
+		id := uint64(2 + randomSessions) // mostly one that is not there
+		if r.IntN(20) == 0 {
+			id = 3 + r.Uint64N(randomSessions-1)
+		}
+		cmd.Op = &dfsv1.Command_EndSession{EndSession: &dfsv1.EndSessionCommand{Session: id}}
 	}
 	return cmd
 }
@@ -199,6 +221,37 @@ func checkState(t testing.TB, v *View) {
 		if orphan != (s.n.Nlink == 0) || s.names != names || s.entries != s.n.Entries || s.chunks != s.n.Chunks || (s.n.Chunks > 0 && len(s.n.Inline) > 0) {
 			t.Fatalf("inode %d: %+v has %d names, %d entries, %d chunks, orphan %v", id, s.n, s.names, s.entries, s.chunks, orphan)
 		}
+	}
+	marks := map[dfs.SessionID]int64{}
+	if err := v.scan([]byte{kindLocks, '/'}, nil, func(suffix []byte, value any) bool {
+		inode, err := idAt(suffix, 0)
+		r := value.(*locks.Record)
+		if err != nil || inodes[dfs.InodeID(inode)] == nil {
+			t.Fatalf("locks %+v on inode %d, which does not exist (%v)", r, inode, err)
+		}
+		of := map[dfs.SessionID]bool{}
+		for _, l := range slices.Concat(r.Flock, r.Posix) {
+			of[l.Owner.Session] = true
+		}
+		for id := range of {
+			mark, err := v.load(appendMarkKey(nil, id, dfs.InodeID(inode)))
+			if err != nil || mark == nil {
+				t.Fatalf("session %d has locks on inode %d and no mark (%v)", id, inode, err)
+			}
+			marks[id]++
+		}
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.scan([]byte{kindMark, '/'}, nil, func(suffix []byte, _ any) bool {
+		id, err := idAt(suffix, 0)
+		if s, serr := v.Session(dfs.SessionID(id)); err != nil || serr != nil || s == nil || s.GetLockedFiles() != marks[dfs.SessionID(id)] {
+			t.Fatalf("session %d is %+v, and has locks on %d files (%v, %v)", id, s, marks[dfs.SessionID(id)], err, serr)
+		}
+		return true
+	}); err != nil {
+		t.Fatal(err)
 	}
 	if err := v.GarbageList(GarbageID{}, func(GarbageID, chunks.Garbage) bool { want.Garbage++; return true }); err != nil {
 		t.Fatal(err)
@@ -288,13 +341,15 @@ func compareView(f *FSM, r *rand.Rand) error {
 	plain := reader{kv: v.txn, at: v.at}
 	for range 60 {
 		var key []byte
-		switch r.IntN(4) {
+		switch r.IntN(5) {
 		case 0, 1:
 			key = appendInodeKey(nil, dfs.InodeID(1+r.Uint64N(60)))
 		case 2:
 			key = appendDentryKey(nil, dfs.InodeID(1+r.Uint64N(4)), []byte{byte('a' + r.IntN(4))})
 		case 3:
 			key = keyCounters
+		case 4:
+			key = appendLocksKey(nil, dfs.InodeID(1+r.Uint64N(60)))
 		}
 		got, err := v.load(key)
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 	"dfs/internal/dfs"
 	"dfs/internal/dfserr"
 	"dfs/master/chunks"
+	"dfs/master/locks"
 	"dfs/master/namespace"
 	dfsv1 "dfs/proto/dfs/v1"
 )
@@ -20,7 +21,7 @@ type backend interface {
 }
 
 // reader gives typed access to the state as of one index: through the running command's changes, if there are any, the cache, and kv. It
-// implements the reading parts of namespace.Txn and chunks.Txn. Not safe for concurrent use: it reuses its key buffer.
+// implements the reading parts of namespace.Txn, chunks.Txn and locks.Txn. Not safe for concurrent use: it reuses its key buffer.
 type reader struct {
 	kv    backend
 	cache *cache // nil: none
@@ -220,6 +221,39 @@ func (r *reader) Garbage(index dfs.Index, id dfs.ChunkID) (chunks.Garbage, bool,
 		return chunks.Garbage{}, false, err
 	}
 	return v.(chunks.Garbage), true, nil
+}
+
+// Locks returns the locks on a file. They are shared.
+func (r *reader) Locks(inode dfs.InodeID) (locks.Record, bool, error) {
+	r.buf = appendLocksKey(r.buf[:0], inode)
+	v, err := r.load(r.buf)
+	if v == nil {
+		return locks.Record{}, false, err
+	}
+	return *v.(*locks.Record), true, nil
+}
+
+// Marks calls fn with the files that a session has locks on, ascending, until it returns false.
+func (r *reader) Marks(id dfs.SessionID, fn func(inode dfs.InodeID) bool) error {
+	var inner error
+	err := r.scan(appendID(nil, kindMark, uint64(id)), nil, func(suffix []byte, _ any) bool {
+		inode, err := idAt(suffix, 0)
+		if err != nil {
+			inner = r.fail(err)
+			return false
+		}
+		return fn(dfs.InodeID(inode))
+	})
+	if err == nil {
+		err = inner
+	}
+	return err
+}
+
+// LockedFiles returns how many files a session has locks on; none when there is no such session.
+func (r *reader) LockedFiles(id dfs.SessionID) (int64, error) {
+	s, err := r.Session(id)
+	return s.GetLockedFiles(), err
 }
 
 func (r *reader) counters() (counters, error) {

@@ -1,10 +1,13 @@
 package fsm
 
 import (
+	"google.golang.org/protobuf/proto"
+
 	"dfs/internal/dfs"
 	"dfs/internal/dfserr"
 	"dfs/master/chunks"
 	"dfs/master/kv"
+	"dfs/master/locks"
 	"dfs/master/namespace"
 	dfsv1 "dfs/proto/dfs/v1"
 )
@@ -49,7 +52,7 @@ func (c *changes) reset() {
 }
 
 // txn is the state as the running command sees and changes it. Changes stay here, decoded, until commit; a command that fails leaves none.
-// It implements namespace.Txn and chunks.Txn.
+// It implements namespace.Txn, chunks.Txn and locks.Txn.
 type txn struct {
 	reader
 	index dfs.Index
@@ -192,6 +195,44 @@ func (t *txn) SetChunkTotals(n chunks.Totals) {
 	}
 	c.chunk = n
 	t.dirty.set(keyCounters, c)
+}
+
+func (t *txn) SetLocks(inode dfs.InodeID, r locks.Record) {
+	t.buf = appendLocksKey(t.buf[:0], inode)
+	t.dirty.set(t.buf, &r)
+}
+
+func (t *txn) DeleteLocks(inode dfs.InodeID) {
+	t.buf = appendLocksKey(t.buf[:0], inode)
+	t.dirty.set(t.buf, nil)
+}
+
+func (t *txn) Mark(id dfs.SessionID, inode dfs.InodeID) {
+	t.buf = appendMarkKey(t.buf[:0], id, inode)
+	t.dirty.set(t.buf, &dfsv1.LockMark{})
+}
+
+func (t *txn) Unmark(id dfs.SessionID, inode dfs.InodeID) {
+	t.buf = appendMarkKey(t.buf[:0], id, inode)
+	t.dirty.set(t.buf, nil)
+}
+
+// SetLockedFiles stores a session's count.
+func (t *txn) SetLockedFiles(id dfs.SessionID, n int64) {
+	t.setSession(id, func(s *dfsv1.SessionRecord) { s.LockedFiles = n })
+}
+
+// setSession changes a copy of a session's record, if there is one.
+func (t *txn) setSession(id dfs.SessionID, fn func(s *dfsv1.SessionRecord)) {
+	old, err := t.Session(id)
+	if err != nil || old == nil {
+		return // an error is kept by fail: the command stops the replica
+	}
+	s := &dfsv1.SessionRecord{}
+	proto.Merge(s, old)
+	fn(s)
+	t.buf = appendSessionKey(t.buf[:0], id)
+	t.dirty.set(t.buf, s)
 }
 
 // reply returns what the ring remembers in the slot of a request, nil when the slot is empty.

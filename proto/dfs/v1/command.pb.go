@@ -51,6 +51,7 @@ type Command struct {
 	//	*Command_Server
 	//	*Command_Format
 	//	*Command_SettleTail
+	//	*Command_Lock
 	Op isCommand_Op `protobuf_oneof:"op"`
 	// Chosen by the proposer for commands that may allocate a chunk: replicas, primary first.
 	Placement []uint64 `protobuf:"varint,3,rep,packed,name=placement,proto3" json:"placement,omitempty"`
@@ -300,6 +301,15 @@ func (x *Command) GetSettleTail() *SettleTailCommand {
 	return nil
 }
 
+func (x *Command) GetLock() *LockCommand {
+	if x != nil {
+		if x, ok := x.Op.(*Command_Lock); ok {
+			return x.Lock
+		}
+	}
+	return nil
+}
+
 func (x *Command) GetPlacement() []uint64 {
 	if x != nil {
 		return x.Placement
@@ -402,6 +412,10 @@ type Command_SettleTail struct {
 	SettleTail *SettleTailCommand `protobuf:"bytes,49,opt,name=settle_tail,json=settleTail,proto3,oneof"`
 }
 
+type Command_Lock struct {
+	Lock *LockCommand `protobuf:"bytes,60,opt,name=lock,proto3,oneof"`
+}
+
 func (*Command_Create) isCommand_Op() {}
 
 func (*Command_Remove) isCommand_Op() {}
@@ -443,6 +457,8 @@ func (*Command_Server) isCommand_Op() {}
 func (*Command_Format) isCommand_Op() {}
 
 func (*Command_SettleTail) isCommand_Op() {}
+
+func (*Command_Lock) isCommand_Op() {}
 
 type OpenSessionCommand struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1015,6 +1031,59 @@ func (x *FormatCommand) GetGid() uint32 {
 	return 0
 }
 
+// LockCommand sets or takes away locks.
+type LockCommand struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       *LockRequest           `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`    // its header is ignored
+	Promised      bool                   `protobuf:"varint,2,opt,name=promised,proto3" json:"promised,omitempty"` // the proposer has promised the range to one who waits: refused as if it were held
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LockCommand) Reset() {
+	*x = LockCommand{}
+	mi := &file_dfs_v1_command_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LockCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LockCommand) ProtoMessage() {}
+
+func (x *LockCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_dfs_v1_command_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LockCommand.ProtoReflect.Descriptor instead.
+func (*LockCommand) Descriptor() ([]byte, []int) {
+	return file_dfs_v1_command_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *LockCommand) GetRequest() *LockRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *LockCommand) GetPromised() bool {
+	if x != nil {
+		return x.Promised
+	}
+	return false
+}
+
 // Result is what applying a command returned; it is also what the reply cache keeps.
 type Result struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1026,16 +1095,17 @@ type Result struct {
 	Created       bool                   `protobuf:"varint,6,opt,name=created,proto3" json:"created,omitempty"`
 	Offset        int64                  `protobuf:"varint,7,opt,name=offset,proto3" json:"offset,omitempty"`
 	Session       uint64                 `protobuf:"varint,8,opt,name=session,proto3" json:"session,omitempty"`
-	Index         uint64                 `protobuf:"varint,9,opt,name=index,proto3" json:"index,omitempty"`      // of the entry that made it
-	More          bool                   `protobuf:"varint,10,opt,name=more,proto3" json:"more,omitempty"`       // a bounded command left work
-	Dropped       int64                  `protobuf:"varint,11,opt,name=dropped,proto3" json:"dropped,omitempty"` // chunks of a file that the command cut off: garbage records of its index
+	Index         uint64                 `protobuf:"varint,9,opt,name=index,proto3" json:"index,omitempty"`                           // of the entry that made it
+	More          bool                   `protobuf:"varint,10,opt,name=more,proto3" json:"more,omitempty"`                            // a bounded command left work
+	Dropped       int64                  `protobuf:"varint,11,opt,name=dropped,proto3" json:"dropped,omitempty"`                      // chunks of a file that the command cut off: garbage records of its index
+	LocksHeld     int64                  `protobuf:"varint,12,opt,name=locks_held,json=locksHeld,proto3" json:"locks_held,omitempty"` // after a LockCommand: locks of its kind that the owner has on the file
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Result) Reset() {
 	*x = Result{}
-	mi := &file_dfs_v1_command_proto_msgTypes[11]
+	mi := &file_dfs_v1_command_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1117,7 @@ func (x *Result) String() string {
 func (*Result) ProtoMessage() {}
 
 func (x *Result) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_command_proto_msgTypes[11]
+	mi := &file_dfs_v1_command_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1130,7 @@ func (x *Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Result.ProtoReflect.Descriptor instead.
 func (*Result) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_command_proto_rawDescGZIP(), []int{11}
+	return file_dfs_v1_command_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Result) GetErrorReason() string {
@@ -1140,6 +1210,13 @@ func (x *Result) GetDropped() int64 {
 	return 0
 }
 
+func (x *Result) GetLocksHeld() int64 {
+	if x != nil {
+		return x.LocksHeld
+	}
+	return 0
+}
+
 type GarbageDoneCommand_Item struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
@@ -1150,7 +1227,7 @@ type GarbageDoneCommand_Item struct {
 
 func (x *GarbageDoneCommand_Item) Reset() {
 	*x = GarbageDoneCommand_Item{}
-	mi := &file_dfs_v1_command_proto_msgTypes[12]
+	mi := &file_dfs_v1_command_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1162,7 +1239,7 @@ func (x *GarbageDoneCommand_Item) String() string {
 func (*GarbageDoneCommand_Item) ProtoMessage() {}
 
 func (x *GarbageDoneCommand_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_command_proto_msgTypes[12]
+	mi := &file_dfs_v1_command_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1196,7 +1273,7 @@ var File_dfs_v1_command_proto protoreflect.FileDescriptor
 
 const file_dfs_v1_command_proto_rawDesc = "" +
 	"\n" +
-	"\x14dfs/v1/command.proto\x12\x06dfs.v1\x1a\x13dfs/v1/common.proto\x1a\x13dfs/v1/master.proto\"\xb8\n" +
+	"\x14dfs/v1/command.proto\x12\x06dfs.v1\x1a\x13dfs/v1/common.proto\x1a\x13dfs/v1/master.proto\"\xe3\n" +
 	"\n" +
 	"\aCommand\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12.\n" +
@@ -1224,7 +1301,8 @@ const file_dfs_v1_command_proto_rawDesc = "" +
 	"\x06server\x18/ \x01(\v2\x15.dfs.v1.ServerCommandH\x00R\x06server\x12/\n" +
 	"\x06format\x180 \x01(\v2\x15.dfs.v1.FormatCommandH\x00R\x06format\x12<\n" +
 	"\vsettle_tail\x181 \x01(\v2\x19.dfs.v1.SettleTailCommandH\x00R\n" +
-	"settleTail\x12\x1c\n" +
+	"settleTail\x12)\n" +
+	"\x04lock\x18< \x01(\v2\x13.dfs.v1.LockCommandH\x00R\x04lock\x12\x1c\n" +
 	"\tplacement\x18\x03 \x03(\x04R\tplacement\x12\x1f\n" +
 	"\vtail_length\x18\x04 \x01(\x03R\n" +
 	"tailLengthB\x04\n" +
@@ -1270,7 +1348,10 @@ const file_dfs_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\x04R\tclusterId\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\rR\x03uid\x12\x10\n" +
-	"\x03gid\x18\x03 \x01(\rR\x03gid\"\xca\x02\n" +
+	"\x03gid\x18\x03 \x01(\rR\x03gid\"X\n" +
+	"\vLockCommand\x12-\n" +
+	"\arequest\x18\x01 \x01(\v2\x13.dfs.v1.LockRequestR\arequest\x12\x1a\n" +
+	"\bpromised\x18\x02 \x01(\bR\bpromised\"\xe9\x02\n" +
 	"\x06Result\x12!\n" +
 	"\ferror_reason\x18\x01 \x01(\tR\verrorReason\x12\x1d\n" +
 	"\n" +
@@ -1285,7 +1366,9 @@ const file_dfs_v1_command_proto_rawDesc = "" +
 	"\x05index\x18\t \x01(\x04R\x05index\x12\x12\n" +
 	"\x04more\x18\n" +
 	" \x01(\bR\x04more\x12\x18\n" +
-	"\adropped\x18\v \x01(\x03R\adroppedB\x18Z\x16dfs/proto/dfs/v1;dfsv1b\x06proto3"
+	"\adropped\x18\v \x01(\x03R\adropped\x12\x1d\n" +
+	"\n" +
+	"locks_held\x18\f \x01(\x03R\tlocksHeldB\x18Z\x16dfs/proto/dfs/v1;dfsv1b\x06proto3"
 
 var (
 	file_dfs_v1_command_proto_rawDescOnce sync.Once
@@ -1299,7 +1382,7 @@ func file_dfs_v1_command_proto_rawDescGZIP() []byte {
 	return file_dfs_v1_command_proto_rawDescData
 }
 
-var file_dfs_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_dfs_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_dfs_v1_command_proto_goTypes = []any{
 	(*Command)(nil),                 // 0: dfs.v1.Command
 	(*OpenSessionCommand)(nil),      // 1: dfs.v1.OpenSessionCommand
@@ -1312,36 +1395,38 @@ var file_dfs_v1_command_proto_goTypes = []any{
 	(*GarbageDoneCommand)(nil),      // 8: dfs.v1.GarbageDoneCommand
 	(*ServerCommand)(nil),           // 9: dfs.v1.ServerCommand
 	(*FormatCommand)(nil),           // 10: dfs.v1.FormatCommand
-	(*Result)(nil),                  // 11: dfs.v1.Result
-	(*GarbageDoneCommand_Item)(nil), // 12: dfs.v1.GarbageDoneCommand.Item
-	(*MutationHeader)(nil),          // 13: dfs.v1.MutationHeader
-	(*CreateRequest)(nil),           // 14: dfs.v1.CreateRequest
-	(*RemoveRequest)(nil),           // 15: dfs.v1.RemoveRequest
-	(*RenameRequest)(nil),           // 16: dfs.v1.RenameRequest
-	(*LinkRequest)(nil),             // 17: dfs.v1.LinkRequest
-	(*SetAttrRequest)(nil),          // 18: dfs.v1.SetAttrRequest
-	(*TruncateRequest)(nil),         // 19: dfs.v1.TruncateRequest
-	(*SetXattrRequest)(nil),         // 20: dfs.v1.SetXattrRequest
-	(*RemoveXattrRequest)(nil),      // 21: dfs.v1.RemoveXattrRequest
-	(*WriteInlineRequest)(nil),      // 22: dfs.v1.WriteInlineRequest
-	(*AddChunkRequest)(nil),         // 23: dfs.v1.AddChunkRequest
-	(*CommitLengthRequest)(nil),     // 24: dfs.v1.CommitLengthRequest
-	(*Attr)(nil),                    // 25: dfs.v1.Attr
-	(*ChunkConfig)(nil),             // 26: dfs.v1.ChunkConfig
+	(*LockCommand)(nil),             // 11: dfs.v1.LockCommand
+	(*Result)(nil),                  // 12: dfs.v1.Result
+	(*GarbageDoneCommand_Item)(nil), // 13: dfs.v1.GarbageDoneCommand.Item
+	(*MutationHeader)(nil),          // 14: dfs.v1.MutationHeader
+	(*CreateRequest)(nil),           // 15: dfs.v1.CreateRequest
+	(*RemoveRequest)(nil),           // 16: dfs.v1.RemoveRequest
+	(*RenameRequest)(nil),           // 17: dfs.v1.RenameRequest
+	(*LinkRequest)(nil),             // 18: dfs.v1.LinkRequest
+	(*SetAttrRequest)(nil),          // 19: dfs.v1.SetAttrRequest
+	(*TruncateRequest)(nil),         // 20: dfs.v1.TruncateRequest
+	(*SetXattrRequest)(nil),         // 21: dfs.v1.SetXattrRequest
+	(*RemoveXattrRequest)(nil),      // 22: dfs.v1.RemoveXattrRequest
+	(*WriteInlineRequest)(nil),      // 23: dfs.v1.WriteInlineRequest
+	(*AddChunkRequest)(nil),         // 24: dfs.v1.AddChunkRequest
+	(*CommitLengthRequest)(nil),     // 25: dfs.v1.CommitLengthRequest
+	(*LockRequest)(nil),             // 26: dfs.v1.LockRequest
+	(*Attr)(nil),                    // 27: dfs.v1.Attr
+	(*ChunkConfig)(nil),             // 28: dfs.v1.ChunkConfig
 }
 var file_dfs_v1_command_proto_depIdxs = []int32{
-	13, // 0: dfs.v1.Command.header:type_name -> dfs.v1.MutationHeader
-	14, // 1: dfs.v1.Command.create:type_name -> dfs.v1.CreateRequest
-	15, // 2: dfs.v1.Command.remove:type_name -> dfs.v1.RemoveRequest
-	16, // 3: dfs.v1.Command.rename:type_name -> dfs.v1.RenameRequest
-	17, // 4: dfs.v1.Command.link:type_name -> dfs.v1.LinkRequest
-	18, // 5: dfs.v1.Command.set_attr:type_name -> dfs.v1.SetAttrRequest
-	19, // 6: dfs.v1.Command.truncate:type_name -> dfs.v1.TruncateRequest
-	20, // 7: dfs.v1.Command.set_xattr:type_name -> dfs.v1.SetXattrRequest
-	21, // 8: dfs.v1.Command.remove_xattr:type_name -> dfs.v1.RemoveXattrRequest
-	22, // 9: dfs.v1.Command.write_inline:type_name -> dfs.v1.WriteInlineRequest
-	23, // 10: dfs.v1.Command.add_chunk:type_name -> dfs.v1.AddChunkRequest
-	24, // 11: dfs.v1.Command.commit_length:type_name -> dfs.v1.CommitLengthRequest
+	14, // 0: dfs.v1.Command.header:type_name -> dfs.v1.MutationHeader
+	15, // 1: dfs.v1.Command.create:type_name -> dfs.v1.CreateRequest
+	16, // 2: dfs.v1.Command.remove:type_name -> dfs.v1.RemoveRequest
+	17, // 3: dfs.v1.Command.rename:type_name -> dfs.v1.RenameRequest
+	18, // 4: dfs.v1.Command.link:type_name -> dfs.v1.LinkRequest
+	19, // 5: dfs.v1.Command.set_attr:type_name -> dfs.v1.SetAttrRequest
+	20, // 6: dfs.v1.Command.truncate:type_name -> dfs.v1.TruncateRequest
+	21, // 7: dfs.v1.Command.set_xattr:type_name -> dfs.v1.SetXattrRequest
+	22, // 8: dfs.v1.Command.remove_xattr:type_name -> dfs.v1.RemoveXattrRequest
+	23, // 9: dfs.v1.Command.write_inline:type_name -> dfs.v1.WriteInlineRequest
+	24, // 10: dfs.v1.Command.add_chunk:type_name -> dfs.v1.AddChunkRequest
+	25, // 11: dfs.v1.Command.commit_length:type_name -> dfs.v1.CommitLengthRequest
 	1,  // 12: dfs.v1.Command.open_session:type_name -> dfs.v1.OpenSessionCommand
 	2,  // 13: dfs.v1.Command.end_session:type_name -> dfs.v1.EndSessionCommand
 	3,  // 14: dfs.v1.Command.open_tail:type_name -> dfs.v1.OpenTailCommand
@@ -1352,14 +1437,16 @@ var file_dfs_v1_command_proto_depIdxs = []int32{
 	9,  // 19: dfs.v1.Command.server:type_name -> dfs.v1.ServerCommand
 	10, // 20: dfs.v1.Command.format:type_name -> dfs.v1.FormatCommand
 	4,  // 21: dfs.v1.Command.settle_tail:type_name -> dfs.v1.SettleTailCommand
-	12, // 22: dfs.v1.GarbageDoneCommand.items:type_name -> dfs.v1.GarbageDoneCommand.Item
-	25, // 23: dfs.v1.Result.attr:type_name -> dfs.v1.Attr
-	26, // 24: dfs.v1.Result.chunks:type_name -> dfs.v1.ChunkConfig
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	11, // 22: dfs.v1.Command.lock:type_name -> dfs.v1.LockCommand
+	13, // 23: dfs.v1.GarbageDoneCommand.items:type_name -> dfs.v1.GarbageDoneCommand.Item
+	26, // 24: dfs.v1.LockCommand.request:type_name -> dfs.v1.LockRequest
+	27, // 25: dfs.v1.Result.attr:type_name -> dfs.v1.Attr
+	28, // 26: dfs.v1.Result.chunks:type_name -> dfs.v1.ChunkConfig
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_dfs_v1_command_proto_init() }
@@ -1391,6 +1478,7 @@ func file_dfs_v1_command_proto_init() {
 		(*Command_Server)(nil),
 		(*Command_Format)(nil),
 		(*Command_SettleTail)(nil),
+		(*Command_Lock)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1398,7 +1486,7 @@ func file_dfs_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dfs_v1_command_proto_rawDesc), len(file_dfs_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -2885,6 +2885,483 @@ func (x *ReportFailureReply) GetIndex() uint64 {
 	return 0
 }
 
+// LockSpec is a lock, held or wanted.
+type LockSpec struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Posix         bool                   `protobuf:"varint,1,opt,name=posix,proto3" json:"posix,omitempty"`  // of fcntl(2), on a range; else of flock(2), on the whole file: then first and last are ignored
+	Owner         uint64                 `protobuf:"fixed64,2,opt,name=owner,proto3" json:"owner,omitempty"` // drawn by the client: a process or an open file of its
+	Pid           uint32                 `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`      // for F_GETLK
+	First         int64                  `protobuf:"varint,4,opt,name=first,proto3" json:"first,omitempty"`  // bytes of the file, both inclusive; last at most 2^63-1, which is for ever
+	Last          int64                  `protobuf:"varint,5,opt,name=last,proto3" json:"last,omitempty"`
+	Exclusive     bool                   `protobuf:"varint,6,opt,name=exclusive,proto3" json:"exclusive,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LockSpec) Reset() {
+	*x = LockSpec{}
+	mi := &file_dfs_v1_master_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LockSpec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LockSpec) ProtoMessage() {}
+
+func (x *LockSpec) ProtoReflect() protoreflect.Message {
+	mi := &file_dfs_v1_master_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LockSpec.ProtoReflect.Descriptor instead.
+func (*LockSpec) Descriptor() ([]byte, []int) {
+	return file_dfs_v1_master_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *LockSpec) GetPosix() bool {
+	if x != nil {
+		return x.Posix
+	}
+	return false
+}
+
+func (x *LockSpec) GetOwner() uint64 {
+	if x != nil {
+		return x.Owner
+	}
+	return 0
+}
+
+func (x *LockSpec) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *LockSpec) GetFirst() int64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *LockSpec) GetLast() int64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *LockSpec) GetExclusive() bool {
+	if x != nil {
+		return x.Exclusive
+	}
+	return false
+}
+
+type LockRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Header        *MutationHeader        `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
+	Inode         uint64                 `protobuf:"varint,2,opt,name=inode,proto3" json:"inode,omitempty"`
+	Lock          *LockSpec              `protobuf:"bytes,3,opt,name=lock,proto3" json:"lock,omitempty"`
+	Unlock        bool                   `protobuf:"varint,4,opt,name=unlock,proto3" json:"unlock,omitempty"` // take away what the owner has within the range
+	Wait          uint64                 `protobuf:"varint,5,opt,name=wait,proto3" json:"wait,omitempty"`     // of AwaitLock, when that said ready: the place in the queue is used up
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LockRequest) Reset() {
+	*x = LockRequest{}
+	mi := &file_dfs_v1_master_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LockRequest) ProtoMessage() {}
+
+func (x *LockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dfs_v1_master_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LockRequest.ProtoReflect.Descriptor instead.
+func (*LockRequest) Descriptor() ([]byte, []int) {
+	return file_dfs_v1_master_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *LockRequest) GetHeader() *MutationHeader {
+	if x != nil {
+		return x.Header
+	}
+	return nil
+}
+
+func (x *LockRequest) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *LockRequest) GetLock() *LockSpec {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
+func (x *LockRequest) GetUnlock() bool {
+	if x != nil {
+		return x.Unlock
+	}
+	return false
+}
+
+func (x *LockRequest) GetWait() uint64 {
+	if x != nil {
+		return x.Wait
+	}
+	return 0
+}
+
+type LockReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`                                   // of the grant: its fencing token
+	Held          int64                  `protobuf:"varint,2,opt,name=held,proto3" json:"held,omitempty"`                                     // locks of the kind that the owner has on the file now
+	Version       uint64                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`                               // of the file's attributes: has it changed?
+	OtherWriters  bool                   `protobuf:"varint,4,opt,name=other_writers,json=otherWriters,proto3" json:"other_writers,omitempty"` // as of GetAttr
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LockReply) Reset() {
+	*x = LockReply{}
+	mi := &file_dfs_v1_master_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LockReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LockReply) ProtoMessage() {}
+
+func (x *LockReply) ProtoReflect() protoreflect.Message {
+	mi := &file_dfs_v1_master_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LockReply.ProtoReflect.Descriptor instead.
+func (*LockReply) Descriptor() ([]byte, []int) {
+	return file_dfs_v1_master_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *LockReply) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *LockReply) GetHeld() int64 {
+	if x != nil {
+		return x.Held
+	}
+	return 0
+}
+
+func (x *LockReply) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *LockReply) GetOtherWriters() bool {
+	if x != nil {
+		return x.OtherWriters
+	}
+	return false
+}
+
+type AwaitLockRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Inode         uint64                 `protobuf:"varint,2,opt,name=inode,proto3" json:"inode,omitempty"`
+	Lock          *LockSpec              `protobuf:"bytes,3,opt,name=lock,proto3" json:"lock,omitempty"`
+	Wait          uint64                 `protobuf:"varint,4,opt,name=wait,proto3" json:"wait,omitempty"`   // drawn by the client, not 0: names the place in the queue, also over several calls
+	Leave         bool                   `protobuf:"varint,5,opt,name=leave,proto3" json:"leave,omitempty"` // give the place up
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitLockRequest) Reset() {
+	*x = AwaitLockRequest{}
+	mi := &file_dfs_v1_master_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitLockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitLockRequest) ProtoMessage() {}
+
+func (x *AwaitLockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dfs_v1_master_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitLockRequest.ProtoReflect.Descriptor instead.
+func (*AwaitLockRequest) Descriptor() ([]byte, []int) {
+	return file_dfs_v1_master_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *AwaitLockRequest) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *AwaitLockRequest) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *AwaitLockRequest) GetLock() *LockSpec {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
+func (x *AwaitLockRequest) GetWait() uint64 {
+	if x != nil {
+		return x.Wait
+	}
+	return 0
+}
+
+func (x *AwaitLockRequest) GetLeave() bool {
+	if x != nil {
+		return x.Leave
+	}
+	return false
+}
+
+type AwaitLockReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ready         bool                   `protobuf:"varint,1,opt,name=ready,proto3" json:"ready,omitempty"` // try Lock now, the place is kept for a moment; else ask again to keep it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitLockReply) Reset() {
+	*x = AwaitLockReply{}
+	mi := &file_dfs_v1_master_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitLockReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitLockReply) ProtoMessage() {}
+
+func (x *AwaitLockReply) ProtoReflect() protoreflect.Message {
+	mi := &file_dfs_v1_master_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitLockReply.ProtoReflect.Descriptor instead.
+func (*AwaitLockReply) Descriptor() ([]byte, []int) {
+	return file_dfs_v1_master_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *AwaitLockReply) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+type GetLockRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Inode         uint64                 `protobuf:"varint,2,opt,name=inode,proto3" json:"inode,omitempty"`
+	Lock          *LockSpec              `protobuf:"bytes,3,opt,name=lock,proto3" json:"lock,omitempty"`
+	MinIndex      uint64                 `protobuf:"varint,4,opt,name=min_index,json=minIndex,proto3" json:"min_index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetLockRequest) Reset() {
+	*x = GetLockRequest{}
+	mi := &file_dfs_v1_master_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetLockRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetLockRequest) ProtoMessage() {}
+
+func (x *GetLockRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dfs_v1_master_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetLockRequest.ProtoReflect.Descriptor instead.
+func (*GetLockRequest) Descriptor() ([]byte, []int) {
+	return file_dfs_v1_master_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *GetLockRequest) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *GetLockRequest) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *GetLockRequest) GetLock() *LockSpec {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
+func (x *GetLockRequest) GetMinIndex() uint64 {
+	if x != nil {
+		return x.MinIndex
+	}
+	return 0
+}
+
+type GetLockReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Conflict      *LockSpec              `protobuf:"bytes,1,opt,name=conflict,proto3" json:"conflict,omitempty"`                        // the first lock in the way; absent: it could be had
+	OwnSession    bool                   `protobuf:"varint,2,opt,name=own_session,json=ownSession,proto3" json:"own_session,omitempty"` // the conflicting lock is of the asking session
+	Index         uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetLockReply) Reset() {
+	*x = GetLockReply{}
+	mi := &file_dfs_v1_master_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetLockReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetLockReply) ProtoMessage() {}
+
+func (x *GetLockReply) ProtoReflect() protoreflect.Message {
+	mi := &file_dfs_v1_master_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetLockReply.ProtoReflect.Descriptor instead.
+func (*GetLockReply) Descriptor() ([]byte, []int) {
+	return file_dfs_v1_master_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *GetLockReply) GetConflict() *LockSpec {
+	if x != nil {
+		return x.Conflict
+	}
+	return nil
+}
+
+func (x *GetLockReply) GetOwnSession() bool {
+	if x != nil {
+		return x.OwnSession
+	}
+	return false
+}
+
+func (x *GetLockReply) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
 type ClusterReportRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2893,7 +3370,7 @@ type ClusterReportRequest struct {
 
 func (x *ClusterReportRequest) Reset() {
 	*x = ClusterReportRequest{}
-	mi := &file_dfs_v1_master_proto_msgTypes[40]
+	mi := &file_dfs_v1_master_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2905,7 +3382,7 @@ func (x *ClusterReportRequest) String() string {
 func (*ClusterReportRequest) ProtoMessage() {}
 
 func (x *ClusterReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_master_proto_msgTypes[40]
+	mi := &file_dfs_v1_master_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2918,7 +3395,7 @@ func (x *ClusterReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterReportRequest.ProtoReflect.Descriptor instead.
 func (*ClusterReportRequest) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_master_proto_rawDescGZIP(), []int{40}
+	return file_dfs_v1_master_proto_rawDescGZIP(), []int{47}
 }
 
 type ServerReport struct {
@@ -2940,7 +3417,7 @@ type ServerReport struct {
 
 func (x *ServerReport) Reset() {
 	*x = ServerReport{}
-	mi := &file_dfs_v1_master_proto_msgTypes[41]
+	mi := &file_dfs_v1_master_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2952,7 +3429,7 @@ func (x *ServerReport) String() string {
 func (*ServerReport) ProtoMessage() {}
 
 func (x *ServerReport) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_master_proto_msgTypes[41]
+	mi := &file_dfs_v1_master_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2965,7 +3442,7 @@ func (x *ServerReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerReport.ProtoReflect.Descriptor instead.
 func (*ServerReport) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_master_proto_rawDescGZIP(), []int{41}
+	return file_dfs_v1_master_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ServerReport) GetServer() uint64 {
@@ -3065,7 +3542,7 @@ type ClusterReportReply struct {
 
 func (x *ClusterReportReply) Reset() {
 	*x = ClusterReportReply{}
-	mi := &file_dfs_v1_master_proto_msgTypes[42]
+	mi := &file_dfs_v1_master_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3077,7 +3554,7 @@ func (x *ClusterReportReply) String() string {
 func (*ClusterReportReply) ProtoMessage() {}
 
 func (x *ClusterReportReply) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_master_proto_msgTypes[42]
+	mi := &file_dfs_v1_master_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3090,7 +3567,7 @@ func (x *ClusterReportReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterReportReply.ProtoReflect.Descriptor instead.
 func (*ClusterReportReply) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_master_proto_rawDescGZIP(), []int{42}
+	return file_dfs_v1_master_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ClusterReportReply) GetServers() []*ServerReport {
@@ -3187,7 +3664,7 @@ type FsckRequest struct {
 
 func (x *FsckRequest) Reset() {
 	*x = FsckRequest{}
-	mi := &file_dfs_v1_master_proto_msgTypes[43]
+	mi := &file_dfs_v1_master_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3199,7 +3676,7 @@ func (x *FsckRequest) String() string {
 func (*FsckRequest) ProtoMessage() {}
 
 func (x *FsckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_master_proto_msgTypes[43]
+	mi := &file_dfs_v1_master_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3212,7 +3689,7 @@ func (x *FsckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FsckRequest.ProtoReflect.Descriptor instead.
 func (*FsckRequest) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_master_proto_rawDescGZIP(), []int{43}
+	return file_dfs_v1_master_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *FsckRequest) GetCaller() *Caller {
@@ -3240,7 +3717,7 @@ type FsckReply struct {
 
 func (x *FsckReply) Reset() {
 	*x = FsckReply{}
-	mi := &file_dfs_v1_master_proto_msgTypes[44]
+	mi := &file_dfs_v1_master_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3252,7 +3729,7 @@ func (x *FsckReply) String() string {
 func (*FsckReply) ProtoMessage() {}
 
 func (x *FsckReply) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_master_proto_msgTypes[44]
+	mi := &file_dfs_v1_master_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3265,7 +3742,7 @@ func (x *FsckReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FsckReply.ProtoReflect.Descriptor instead.
 func (*FsckReply) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_master_proto_rawDescGZIP(), []int{44}
+	return file_dfs_v1_master_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *FsckReply) GetFinding() *FsckReply_Finding {
@@ -3298,7 +3775,7 @@ type FsckReply_Finding struct {
 
 func (x *FsckReply_Finding) Reset() {
 	*x = FsckReply_Finding{}
-	mi := &file_dfs_v1_master_proto_msgTypes[45]
+	mi := &file_dfs_v1_master_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3310,7 +3787,7 @@ func (x *FsckReply_Finding) String() string {
 func (*FsckReply_Finding) ProtoMessage() {}
 
 func (x *FsckReply_Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_master_proto_msgTypes[45]
+	mi := &file_dfs_v1_master_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3323,7 +3800,7 @@ func (x *FsckReply_Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FsckReply_Finding.ProtoReflect.Descriptor instead.
 func (*FsckReply_Finding) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_master_proto_rawDescGZIP(), []int{44, 0}
+	return file_dfs_v1_master_proto_rawDescGZIP(), []int{51, 0}
 }
 
 func (x *FsckReply_Finding) GetPath() []byte {
@@ -3407,7 +3884,7 @@ type FsckReply_Totals struct {
 
 func (x *FsckReply_Totals) Reset() {
 	*x = FsckReply_Totals{}
-	mi := &file_dfs_v1_master_proto_msgTypes[46]
+	mi := &file_dfs_v1_master_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3419,7 +3896,7 @@ func (x *FsckReply_Totals) String() string {
 func (*FsckReply_Totals) ProtoMessage() {}
 
 func (x *FsckReply_Totals) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_master_proto_msgTypes[46]
+	mi := &file_dfs_v1_master_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3432,7 +3909,7 @@ func (x *FsckReply_Totals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FsckReply_Totals.ProtoReflect.Descriptor instead.
 func (*FsckReply_Totals) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_master_proto_rawDescGZIP(), []int{44, 1}
+	return file_dfs_v1_master_proto_rawDescGZIP(), []int{51, 1}
 }
 
 func (x *FsckReply_Totals) GetBytes() int64 {
@@ -3801,7 +4278,43 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\acorrupt\x18\x06 \x01(\bR\acorrupt\"W\n" +
 	"\x12ReportFailureReply\x12+\n" +
 	"\x06config\x18\x01 \x01(\v2\x13.dfs.v1.ChunkConfigR\x06config\x12\x14\n" +
-	"\x05index\x18\x02 \x01(\x04R\x05index\"\x16\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\"\x90\x01\n" +
+	"\bLockSpec\x12\x14\n" +
+	"\x05posix\x18\x01 \x01(\bR\x05posix\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\x06R\x05owner\x12\x10\n" +
+	"\x03pid\x18\x03 \x01(\rR\x03pid\x12\x14\n" +
+	"\x05first\x18\x04 \x01(\x03R\x05first\x12\x12\n" +
+	"\x04last\x18\x05 \x01(\x03R\x04last\x12\x1c\n" +
+	"\texclusive\x18\x06 \x01(\bR\texclusive\"\xa5\x01\n" +
+	"\vLockRequest\x12.\n" +
+	"\x06header\x18\x01 \x01(\v2\x16.dfs.v1.MutationHeaderR\x06header\x12\x14\n" +
+	"\x05inode\x18\x02 \x01(\x04R\x05inode\x12$\n" +
+	"\x04lock\x18\x03 \x01(\v2\x10.dfs.v1.LockSpecR\x04lock\x12\x16\n" +
+	"\x06unlock\x18\x04 \x01(\bR\x06unlock\x12\x12\n" +
+	"\x04wait\x18\x05 \x01(\x04R\x04wait\"t\n" +
+	"\tLockReply\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
+	"\x04held\x18\x02 \x01(\x03R\x04held\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x04R\aversion\x12#\n" +
+	"\rother_writers\x18\x04 \x01(\bR\fotherWriters\"\x92\x01\n" +
+	"\x10AwaitLockRequest\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x14\n" +
+	"\x05inode\x18\x02 \x01(\x04R\x05inode\x12$\n" +
+	"\x04lock\x18\x03 \x01(\v2\x10.dfs.v1.LockSpecR\x04lock\x12\x12\n" +
+	"\x04wait\x18\x04 \x01(\x04R\x04wait\x12\x14\n" +
+	"\x05leave\x18\x05 \x01(\bR\x05leave\"&\n" +
+	"\x0eAwaitLockReply\x12\x14\n" +
+	"\x05ready\x18\x01 \x01(\bR\x05ready\"\x83\x01\n" +
+	"\x0eGetLockRequest\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x14\n" +
+	"\x05inode\x18\x02 \x01(\x04R\x05inode\x12$\n" +
+	"\x04lock\x18\x03 \x01(\v2\x10.dfs.v1.LockSpecR\x04lock\x12\x1b\n" +
+	"\tmin_index\x18\x04 \x01(\x04R\bminIndex\"s\n" +
+	"\fGetLockReply\x12,\n" +
+	"\bconflict\x18\x01 \x01(\v2\x10.dfs.v1.LockSpecR\bconflict\x12\x1f\n" +
+	"\vown_session\x18\x02 \x01(\bR\n" +
+	"ownSession\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\"\x16\n" +
 	"\x14ClusterReportRequest\"\xcb\x02\n" +
 	"\fServerReport\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\x04R\x06server\x12\x12\n" +
@@ -3866,7 +4379,7 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\x13default_replication\x18\x0e \x01(\rR\x12defaultReplication\x12!\n" +
 	"\flive_servers\x18\x0f \x01(\x03R\vliveServers\x12\x14\n" +
 	"\x05racks\x18\x10 \x01(\x03R\x05racks\x121\n" +
-	"\x14minimally_replicated\x18\x11 \x01(\x03R\x13minimallyReplicated2\xd5\v\n" +
+	"\x14minimally_replicated\x18\x11 \x01(\x03R\x13minimallyReplicated2\xfd\f\n" +
 	"\x06Master\x12C\n" +
 	"\vOpenSession\x12\x1a.dfs.v1.OpenSessionRequest\x1a\x18.dfs.v1.OpenSessionReply\x12F\n" +
 	"\fCloseSession\x12\x1b.dfs.v1.CloseSessionRequest\x1a\x19.dfs.v1.CloseSessionReply\x12A\n" +
@@ -3890,7 +4403,10 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\tGetChunks\x12\x18.dfs.v1.GetChunksRequest\x1a\x16.dfs.v1.GetChunksReply\x12:\n" +
 	"\bAddChunk\x12\x17.dfs.v1.AddChunkRequest\x1a\x15.dfs.v1.AddChunkReply\x12>\n" +
 	"\fCommitLength\x12\x1b.dfs.v1.CommitLengthRequest\x1a\x11.dfs.v1.AttrReply\x12I\n" +
-	"\rReportFailure\x12\x1c.dfs.v1.ReportFailureRequest\x1a\x1a.dfs.v1.ReportFailureReply\x12I\n" +
+	"\rReportFailure\x12\x1c.dfs.v1.ReportFailureRequest\x1a\x1a.dfs.v1.ReportFailureReply\x12.\n" +
+	"\x04Lock\x12\x13.dfs.v1.LockRequest\x1a\x11.dfs.v1.LockReply\x12=\n" +
+	"\tAwaitLock\x12\x18.dfs.v1.AwaitLockRequest\x1a\x16.dfs.v1.AwaitLockReply\x127\n" +
+	"\aGetLock\x12\x16.dfs.v1.GetLockRequest\x1a\x14.dfs.v1.GetLockReply\x12I\n" +
 	"\rClusterReport\x12\x1c.dfs.v1.ClusterReportRequest\x1a\x1a.dfs.v1.ClusterReportReply\x120\n" +
 	"\x04Fsck\x12\x13.dfs.v1.FsckRequest\x1a\x11.dfs.v1.FsckReply0\x01B\x18Z\x16dfs/proto/dfs/v1;dfsv1b\x06proto3"
 
@@ -3907,7 +4423,7 @@ func file_dfs_v1_master_proto_rawDescGZIP() []byte {
 }
 
 var file_dfs_v1_master_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_dfs_v1_master_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_dfs_v1_master_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_dfs_v1_master_proto_goTypes = []any{
 	(RemoveRequest_What)(0),      // 0: dfs.v1.RemoveRequest.What
 	(*MutationHeader)(nil),       // 1: dfs.v1.MutationHeader
@@ -3950,127 +4466,145 @@ var file_dfs_v1_master_proto_goTypes = []any{
 	(*CommitLengthRequest)(nil),  // 38: dfs.v1.CommitLengthRequest
 	(*ReportFailureRequest)(nil), // 39: dfs.v1.ReportFailureRequest
 	(*ReportFailureReply)(nil),   // 40: dfs.v1.ReportFailureReply
-	(*ClusterReportRequest)(nil), // 41: dfs.v1.ClusterReportRequest
-	(*ServerReport)(nil),         // 42: dfs.v1.ServerReport
-	(*ClusterReportReply)(nil),   // 43: dfs.v1.ClusterReportReply
-	(*FsckRequest)(nil),          // 44: dfs.v1.FsckRequest
-	(*FsckReply)(nil),            // 45: dfs.v1.FsckReply
-	(*FsckReply_Finding)(nil),    // 46: dfs.v1.FsckReply.Finding
-	(*FsckReply_Totals)(nil),     // 47: dfs.v1.FsckReply.Totals
-	(*Caller)(nil),               // 48: dfs.v1.Caller
-	(*Ref)(nil),                  // 49: dfs.v1.Ref
-	(*Attr)(nil),                 // 50: dfs.v1.Attr
-	(*ChunkConfig)(nil),          // 51: dfs.v1.ChunkConfig
+	(*LockSpec)(nil),             // 41: dfs.v1.LockSpec
+	(*LockRequest)(nil),          // 42: dfs.v1.LockRequest
+	(*LockReply)(nil),            // 43: dfs.v1.LockReply
+	(*AwaitLockRequest)(nil),     // 44: dfs.v1.AwaitLockRequest
+	(*AwaitLockReply)(nil),       // 45: dfs.v1.AwaitLockReply
+	(*GetLockRequest)(nil),       // 46: dfs.v1.GetLockRequest
+	(*GetLockReply)(nil),         // 47: dfs.v1.GetLockReply
+	(*ClusterReportRequest)(nil), // 48: dfs.v1.ClusterReportRequest
+	(*ServerReport)(nil),         // 49: dfs.v1.ServerReport
+	(*ClusterReportReply)(nil),   // 50: dfs.v1.ClusterReportReply
+	(*FsckRequest)(nil),          // 51: dfs.v1.FsckRequest
+	(*FsckReply)(nil),            // 52: dfs.v1.FsckReply
+	(*FsckReply_Finding)(nil),    // 53: dfs.v1.FsckReply.Finding
+	(*FsckReply_Totals)(nil),     // 54: dfs.v1.FsckReply.Totals
+	(*Caller)(nil),               // 55: dfs.v1.Caller
+	(*Ref)(nil),                  // 56: dfs.v1.Ref
+	(*Attr)(nil),                 // 57: dfs.v1.Attr
+	(*ChunkConfig)(nil),          // 58: dfs.v1.ChunkConfig
 }
 var file_dfs_v1_master_proto_depIdxs = []int32{
-	48, // 0: dfs.v1.MutationHeader.caller:type_name -> dfs.v1.Caller
-	48, // 1: dfs.v1.GetAttrRequest.caller:type_name -> dfs.v1.Caller
-	49, // 2: dfs.v1.GetAttrRequest.ref:type_name -> dfs.v1.Ref
-	50, // 3: dfs.v1.AttrReply.attr:type_name -> dfs.v1.Attr
-	48, // 4: dfs.v1.ReadDirRequest.caller:type_name -> dfs.v1.Caller
-	49, // 5: dfs.v1.ReadDirRequest.ref:type_name -> dfs.v1.Ref
-	50, // 6: dfs.v1.DirEntry.attr:type_name -> dfs.v1.Attr
+	55, // 0: dfs.v1.MutationHeader.caller:type_name -> dfs.v1.Caller
+	55, // 1: dfs.v1.GetAttrRequest.caller:type_name -> dfs.v1.Caller
+	56, // 2: dfs.v1.GetAttrRequest.ref:type_name -> dfs.v1.Ref
+	57, // 3: dfs.v1.AttrReply.attr:type_name -> dfs.v1.Attr
+	55, // 4: dfs.v1.ReadDirRequest.caller:type_name -> dfs.v1.Caller
+	56, // 5: dfs.v1.ReadDirRequest.ref:type_name -> dfs.v1.Ref
+	57, // 6: dfs.v1.DirEntry.attr:type_name -> dfs.v1.Attr
 	11, // 7: dfs.v1.ReadDirReply.entries:type_name -> dfs.v1.DirEntry
-	50, // 8: dfs.v1.ReadDirReply.dir:type_name -> dfs.v1.Attr
-	48, // 9: dfs.v1.GetXattrRequest.caller:type_name -> dfs.v1.Caller
-	49, // 10: dfs.v1.GetXattrRequest.ref:type_name -> dfs.v1.Ref
-	48, // 11: dfs.v1.ListXattrRequest.caller:type_name -> dfs.v1.Caller
-	49, // 12: dfs.v1.ListXattrRequest.ref:type_name -> dfs.v1.Ref
+	57, // 8: dfs.v1.ReadDirReply.dir:type_name -> dfs.v1.Attr
+	55, // 9: dfs.v1.GetXattrRequest.caller:type_name -> dfs.v1.Caller
+	56, // 10: dfs.v1.GetXattrRequest.ref:type_name -> dfs.v1.Ref
+	55, // 11: dfs.v1.ListXattrRequest.caller:type_name -> dfs.v1.Caller
+	56, // 12: dfs.v1.ListXattrRequest.ref:type_name -> dfs.v1.Ref
 	1,  // 13: dfs.v1.CreateRequest.header:type_name -> dfs.v1.MutationHeader
-	49, // 14: dfs.v1.CreateRequest.parent:type_name -> dfs.v1.Ref
+	56, // 14: dfs.v1.CreateRequest.parent:type_name -> dfs.v1.Ref
 	1,  // 15: dfs.v1.RemoveRequest.header:type_name -> dfs.v1.MutationHeader
-	49, // 16: dfs.v1.RemoveRequest.parent:type_name -> dfs.v1.Ref
+	56, // 16: dfs.v1.RemoveRequest.parent:type_name -> dfs.v1.Ref
 	0,  // 17: dfs.v1.RemoveRequest.what:type_name -> dfs.v1.RemoveRequest.What
 	1,  // 18: dfs.v1.RenameRequest.header:type_name -> dfs.v1.MutationHeader
-	49, // 19: dfs.v1.RenameRequest.old_parent:type_name -> dfs.v1.Ref
-	49, // 20: dfs.v1.RenameRequest.new_parent:type_name -> dfs.v1.Ref
+	56, // 19: dfs.v1.RenameRequest.old_parent:type_name -> dfs.v1.Ref
+	56, // 20: dfs.v1.RenameRequest.new_parent:type_name -> dfs.v1.Ref
 	1,  // 21: dfs.v1.LinkRequest.header:type_name -> dfs.v1.MutationHeader
-	49, // 22: dfs.v1.LinkRequest.target:type_name -> dfs.v1.Ref
-	49, // 23: dfs.v1.LinkRequest.parent:type_name -> dfs.v1.Ref
+	56, // 22: dfs.v1.LinkRequest.target:type_name -> dfs.v1.Ref
+	56, // 23: dfs.v1.LinkRequest.parent:type_name -> dfs.v1.Ref
 	1,  // 24: dfs.v1.SetAttrRequest.header:type_name -> dfs.v1.MutationHeader
-	49, // 25: dfs.v1.SetAttrRequest.ref:type_name -> dfs.v1.Ref
+	56, // 25: dfs.v1.SetAttrRequest.ref:type_name -> dfs.v1.Ref
 	1,  // 26: dfs.v1.TruncateRequest.header:type_name -> dfs.v1.MutationHeader
-	49, // 27: dfs.v1.TruncateRequest.ref:type_name -> dfs.v1.Ref
+	56, // 27: dfs.v1.TruncateRequest.ref:type_name -> dfs.v1.Ref
 	1,  // 28: dfs.v1.SetXattrRequest.header:type_name -> dfs.v1.MutationHeader
-	49, // 29: dfs.v1.SetXattrRequest.ref:type_name -> dfs.v1.Ref
+	56, // 29: dfs.v1.SetXattrRequest.ref:type_name -> dfs.v1.Ref
 	1,  // 30: dfs.v1.RemoveXattrRequest.header:type_name -> dfs.v1.MutationHeader
-	49, // 31: dfs.v1.RemoveXattrRequest.ref:type_name -> dfs.v1.Ref
-	48, // 32: dfs.v1.OpenRequest.caller:type_name -> dfs.v1.Caller
-	49, // 33: dfs.v1.OpenRequest.ref:type_name -> dfs.v1.Ref
-	50, // 34: dfs.v1.OpenReply.attr:type_name -> dfs.v1.Attr
-	51, // 35: dfs.v1.OpenReply.chunks:type_name -> dfs.v1.ChunkConfig
+	56, // 31: dfs.v1.RemoveXattrRequest.ref:type_name -> dfs.v1.Ref
+	55, // 32: dfs.v1.OpenRequest.caller:type_name -> dfs.v1.Caller
+	56, // 33: dfs.v1.OpenRequest.ref:type_name -> dfs.v1.Ref
+	57, // 34: dfs.v1.OpenReply.attr:type_name -> dfs.v1.Attr
+	58, // 35: dfs.v1.OpenReply.chunks:type_name -> dfs.v1.ChunkConfig
 	1,  // 36: dfs.v1.WriteInlineRequest.header:type_name -> dfs.v1.MutationHeader
-	50, // 37: dfs.v1.WriteInlineReply.attr:type_name -> dfs.v1.Attr
-	48, // 38: dfs.v1.GetChunksRequest.caller:type_name -> dfs.v1.Caller
-	51, // 39: dfs.v1.GetChunksReply.chunks:type_name -> dfs.v1.ChunkConfig
-	50, // 40: dfs.v1.GetChunksReply.attr:type_name -> dfs.v1.Attr
+	57, // 37: dfs.v1.WriteInlineReply.attr:type_name -> dfs.v1.Attr
+	55, // 38: dfs.v1.GetChunksRequest.caller:type_name -> dfs.v1.Caller
+	58, // 39: dfs.v1.GetChunksReply.chunks:type_name -> dfs.v1.ChunkConfig
+	57, // 40: dfs.v1.GetChunksReply.attr:type_name -> dfs.v1.Attr
 	1,  // 41: dfs.v1.AddChunkRequest.header:type_name -> dfs.v1.MutationHeader
-	51, // 42: dfs.v1.AddChunkReply.chunk:type_name -> dfs.v1.ChunkConfig
-	50, // 43: dfs.v1.AddChunkReply.attr:type_name -> dfs.v1.Attr
+	58, // 42: dfs.v1.AddChunkReply.chunk:type_name -> dfs.v1.ChunkConfig
+	57, // 43: dfs.v1.AddChunkReply.attr:type_name -> dfs.v1.Attr
 	1,  // 44: dfs.v1.CommitLengthRequest.header:type_name -> dfs.v1.MutationHeader
 	22, // 45: dfs.v1.CommitLengthRequest.rename:type_name -> dfs.v1.RenameRequest
-	51, // 46: dfs.v1.ReportFailureReply.config:type_name -> dfs.v1.ChunkConfig
-	42, // 47: dfs.v1.ClusterReportReply.servers:type_name -> dfs.v1.ServerReport
-	18, // 48: dfs.v1.ClusterReportReply.totals:type_name -> dfs.v1.StatFsReply
-	48, // 49: dfs.v1.FsckRequest.caller:type_name -> dfs.v1.Caller
-	49, // 50: dfs.v1.FsckRequest.ref:type_name -> dfs.v1.Ref
-	46, // 51: dfs.v1.FsckReply.finding:type_name -> dfs.v1.FsckReply.Finding
-	47, // 52: dfs.v1.FsckReply.totals:type_name -> dfs.v1.FsckReply.Totals
-	2,  // 53: dfs.v1.Master.OpenSession:input_type -> dfs.v1.OpenSessionRequest
-	4,  // 54: dfs.v1.Master.CloseSession:input_type -> dfs.v1.CloseSessionRequest
-	6,  // 55: dfs.v1.Master.KeepAlive:input_type -> dfs.v1.KeepAliveRequest
-	8,  // 56: dfs.v1.Master.GetAttr:input_type -> dfs.v1.GetAttrRequest
-	10, // 57: dfs.v1.Master.ReadDir:input_type -> dfs.v1.ReadDirRequest
-	13, // 58: dfs.v1.Master.GetXattr:input_type -> dfs.v1.GetXattrRequest
-	15, // 59: dfs.v1.Master.ListXattr:input_type -> dfs.v1.ListXattrRequest
-	17, // 60: dfs.v1.Master.StatFs:input_type -> dfs.v1.StatFsRequest
-	19, // 61: dfs.v1.Master.Create:input_type -> dfs.v1.CreateRequest
-	20, // 62: dfs.v1.Master.Remove:input_type -> dfs.v1.RemoveRequest
-	22, // 63: dfs.v1.Master.Rename:input_type -> dfs.v1.RenameRequest
-	23, // 64: dfs.v1.Master.Link:input_type -> dfs.v1.LinkRequest
-	24, // 65: dfs.v1.Master.SetAttr:input_type -> dfs.v1.SetAttrRequest
-	25, // 66: dfs.v1.Master.Truncate:input_type -> dfs.v1.TruncateRequest
-	26, // 67: dfs.v1.Master.SetXattr:input_type -> dfs.v1.SetXattrRequest
-	27, // 68: dfs.v1.Master.RemoveXattr:input_type -> dfs.v1.RemoveXattrRequest
-	28, // 69: dfs.v1.Master.Open:input_type -> dfs.v1.OpenRequest
-	30, // 70: dfs.v1.Master.Close:input_type -> dfs.v1.CloseRequest
-	32, // 71: dfs.v1.Master.WriteInline:input_type -> dfs.v1.WriteInlineRequest
-	34, // 72: dfs.v1.Master.GetChunks:input_type -> dfs.v1.GetChunksRequest
-	36, // 73: dfs.v1.Master.AddChunk:input_type -> dfs.v1.AddChunkRequest
-	38, // 74: dfs.v1.Master.CommitLength:input_type -> dfs.v1.CommitLengthRequest
-	39, // 75: dfs.v1.Master.ReportFailure:input_type -> dfs.v1.ReportFailureRequest
-	41, // 76: dfs.v1.Master.ClusterReport:input_type -> dfs.v1.ClusterReportRequest
-	44, // 77: dfs.v1.Master.Fsck:input_type -> dfs.v1.FsckRequest
-	3,  // 78: dfs.v1.Master.OpenSession:output_type -> dfs.v1.OpenSessionReply
-	5,  // 79: dfs.v1.Master.CloseSession:output_type -> dfs.v1.CloseSessionReply
-	7,  // 80: dfs.v1.Master.KeepAlive:output_type -> dfs.v1.KeepAliveReply
-	9,  // 81: dfs.v1.Master.GetAttr:output_type -> dfs.v1.AttrReply
-	12, // 82: dfs.v1.Master.ReadDir:output_type -> dfs.v1.ReadDirReply
-	14, // 83: dfs.v1.Master.GetXattr:output_type -> dfs.v1.GetXattrReply
-	16, // 84: dfs.v1.Master.ListXattr:output_type -> dfs.v1.ListXattrReply
-	18, // 85: dfs.v1.Master.StatFs:output_type -> dfs.v1.StatFsReply
-	29, // 86: dfs.v1.Master.Create:output_type -> dfs.v1.OpenReply
-	21, // 87: dfs.v1.Master.Remove:output_type -> dfs.v1.RemoveReply
-	9,  // 88: dfs.v1.Master.Rename:output_type -> dfs.v1.AttrReply
-	9,  // 89: dfs.v1.Master.Link:output_type -> dfs.v1.AttrReply
-	9,  // 90: dfs.v1.Master.SetAttr:output_type -> dfs.v1.AttrReply
-	9,  // 91: dfs.v1.Master.Truncate:output_type -> dfs.v1.AttrReply
-	9,  // 92: dfs.v1.Master.SetXattr:output_type -> dfs.v1.AttrReply
-	9,  // 93: dfs.v1.Master.RemoveXattr:output_type -> dfs.v1.AttrReply
-	29, // 94: dfs.v1.Master.Open:output_type -> dfs.v1.OpenReply
-	31, // 95: dfs.v1.Master.Close:output_type -> dfs.v1.CloseReply
-	33, // 96: dfs.v1.Master.WriteInline:output_type -> dfs.v1.WriteInlineReply
-	35, // 97: dfs.v1.Master.GetChunks:output_type -> dfs.v1.GetChunksReply
-	37, // 98: dfs.v1.Master.AddChunk:output_type -> dfs.v1.AddChunkReply
-	9,  // 99: dfs.v1.Master.CommitLength:output_type -> dfs.v1.AttrReply
-	40, // 100: dfs.v1.Master.ReportFailure:output_type -> dfs.v1.ReportFailureReply
-	43, // 101: dfs.v1.Master.ClusterReport:output_type -> dfs.v1.ClusterReportReply
-	45, // 102: dfs.v1.Master.Fsck:output_type -> dfs.v1.FsckReply
-	78, // [78:103] is the sub-list for method output_type
-	53, // [53:78] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	58, // 46: dfs.v1.ReportFailureReply.config:type_name -> dfs.v1.ChunkConfig
+	1,  // 47: dfs.v1.LockRequest.header:type_name -> dfs.v1.MutationHeader
+	41, // 48: dfs.v1.LockRequest.lock:type_name -> dfs.v1.LockSpec
+	41, // 49: dfs.v1.AwaitLockRequest.lock:type_name -> dfs.v1.LockSpec
+	41, // 50: dfs.v1.GetLockRequest.lock:type_name -> dfs.v1.LockSpec
+	41, // 51: dfs.v1.GetLockReply.conflict:type_name -> dfs.v1.LockSpec
+	49, // 52: dfs.v1.ClusterReportReply.servers:type_name -> dfs.v1.ServerReport
+	18, // 53: dfs.v1.ClusterReportReply.totals:type_name -> dfs.v1.StatFsReply
+	55, // 54: dfs.v1.FsckRequest.caller:type_name -> dfs.v1.Caller
+	56, // 55: dfs.v1.FsckRequest.ref:type_name -> dfs.v1.Ref
+	53, // 56: dfs.v1.FsckReply.finding:type_name -> dfs.v1.FsckReply.Finding
+	54, // 57: dfs.v1.FsckReply.totals:type_name -> dfs.v1.FsckReply.Totals
+	2,  // 58: dfs.v1.Master.OpenSession:input_type -> dfs.v1.OpenSessionRequest
+	4,  // 59: dfs.v1.Master.CloseSession:input_type -> dfs.v1.CloseSessionRequest
+	6,  // 60: dfs.v1.Master.KeepAlive:input_type -> dfs.v1.KeepAliveRequest
+	8,  // 61: dfs.v1.Master.GetAttr:input_type -> dfs.v1.GetAttrRequest
+	10, // 62: dfs.v1.Master.ReadDir:input_type -> dfs.v1.ReadDirRequest
+	13, // 63: dfs.v1.Master.GetXattr:input_type -> dfs.v1.GetXattrRequest
+	15, // 64: dfs.v1.Master.ListXattr:input_type -> dfs.v1.ListXattrRequest
+	17, // 65: dfs.v1.Master.StatFs:input_type -> dfs.v1.StatFsRequest
+	19, // 66: dfs.v1.Master.Create:input_type -> dfs.v1.CreateRequest
+	20, // 67: dfs.v1.Master.Remove:input_type -> dfs.v1.RemoveRequest
+	22, // 68: dfs.v1.Master.Rename:input_type -> dfs.v1.RenameRequest
+	23, // 69: dfs.v1.Master.Link:input_type -> dfs.v1.LinkRequest
+	24, // 70: dfs.v1.Master.SetAttr:input_type -> dfs.v1.SetAttrRequest
+	25, // 71: dfs.v1.Master.Truncate:input_type -> dfs.v1.TruncateRequest
+	26, // 72: dfs.v1.Master.SetXattr:input_type -> dfs.v1.SetXattrRequest
+	27, // 73: dfs.v1.Master.RemoveXattr:input_type -> dfs.v1.RemoveXattrRequest
+	28, // 74: dfs.v1.Master.Open:input_type -> dfs.v1.OpenRequest
+	30, // 75: dfs.v1.Master.Close:input_type -> dfs.v1.CloseRequest
+	32, // 76: dfs.v1.Master.WriteInline:input_type -> dfs.v1.WriteInlineRequest
+	34, // 77: dfs.v1.Master.GetChunks:input_type -> dfs.v1.GetChunksRequest
+	36, // 78: dfs.v1.Master.AddChunk:input_type -> dfs.v1.AddChunkRequest
+	38, // 79: dfs.v1.Master.CommitLength:input_type -> dfs.v1.CommitLengthRequest
+	39, // 80: dfs.v1.Master.ReportFailure:input_type -> dfs.v1.ReportFailureRequest
+	42, // 81: dfs.v1.Master.Lock:input_type -> dfs.v1.LockRequest
+	44, // 82: dfs.v1.Master.AwaitLock:input_type -> dfs.v1.AwaitLockRequest
+	46, // 83: dfs.v1.Master.GetLock:input_type -> dfs.v1.GetLockRequest
+	48, // 84: dfs.v1.Master.ClusterReport:input_type -> dfs.v1.ClusterReportRequest
+	51, // 85: dfs.v1.Master.Fsck:input_type -> dfs.v1.FsckRequest
+	3,  // 86: dfs.v1.Master.OpenSession:output_type -> dfs.v1.OpenSessionReply
+	5,  // 87: dfs.v1.Master.CloseSession:output_type -> dfs.v1.CloseSessionReply
+	7,  // 88: dfs.v1.Master.KeepAlive:output_type -> dfs.v1.KeepAliveReply
+	9,  // 89: dfs.v1.Master.GetAttr:output_type -> dfs.v1.AttrReply
+	12, // 90: dfs.v1.Master.ReadDir:output_type -> dfs.v1.ReadDirReply
+	14, // 91: dfs.v1.Master.GetXattr:output_type -> dfs.v1.GetXattrReply
+	16, // 92: dfs.v1.Master.ListXattr:output_type -> dfs.v1.ListXattrReply
+	18, // 93: dfs.v1.Master.StatFs:output_type -> dfs.v1.StatFsReply
+	29, // 94: dfs.v1.Master.Create:output_type -> dfs.v1.OpenReply
+	21, // 95: dfs.v1.Master.Remove:output_type -> dfs.v1.RemoveReply
+	9,  // 96: dfs.v1.Master.Rename:output_type -> dfs.v1.AttrReply
+	9,  // 97: dfs.v1.Master.Link:output_type -> dfs.v1.AttrReply
+	9,  // 98: dfs.v1.Master.SetAttr:output_type -> dfs.v1.AttrReply
+	9,  // 99: dfs.v1.Master.Truncate:output_type -> dfs.v1.AttrReply
+	9,  // 100: dfs.v1.Master.SetXattr:output_type -> dfs.v1.AttrReply
+	9,  // 101: dfs.v1.Master.RemoveXattr:output_type -> dfs.v1.AttrReply
+	29, // 102: dfs.v1.Master.Open:output_type -> dfs.v1.OpenReply
+	31, // 103: dfs.v1.Master.Close:output_type -> dfs.v1.CloseReply
+	33, // 104: dfs.v1.Master.WriteInline:output_type -> dfs.v1.WriteInlineReply
+	35, // 105: dfs.v1.Master.GetChunks:output_type -> dfs.v1.GetChunksReply
+	37, // 106: dfs.v1.Master.AddChunk:output_type -> dfs.v1.AddChunkReply
+	9,  // 107: dfs.v1.Master.CommitLength:output_type -> dfs.v1.AttrReply
+	40, // 108: dfs.v1.Master.ReportFailure:output_type -> dfs.v1.ReportFailureReply
+	43, // 109: dfs.v1.Master.Lock:output_type -> dfs.v1.LockReply
+	45, // 110: dfs.v1.Master.AwaitLock:output_type -> dfs.v1.AwaitLockReply
+	47, // 111: dfs.v1.Master.GetLock:output_type -> dfs.v1.GetLockReply
+	50, // 112: dfs.v1.Master.ClusterReport:output_type -> dfs.v1.ClusterReportReply
+	52, // 113: dfs.v1.Master.Fsck:output_type -> dfs.v1.FsckReply
+	86, // [86:114] is the sub-list for method output_type
+	58, // [58:86] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_dfs_v1_master_proto_init() }
@@ -4086,7 +4620,7 @@ func file_dfs_v1_master_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dfs_v1_master_proto_rawDesc), len(file_dfs_v1_master_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   47,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

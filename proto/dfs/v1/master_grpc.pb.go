@@ -45,6 +45,9 @@ const (
 	Master_AddChunk_FullMethodName      = "/dfs.v1.Master/AddChunk"
 	Master_CommitLength_FullMethodName  = "/dfs.v1.Master/CommitLength"
 	Master_ReportFailure_FullMethodName = "/dfs.v1.Master/ReportFailure"
+	Master_Lock_FullMethodName          = "/dfs.v1.Master/Lock"
+	Master_AwaitLock_FullMethodName     = "/dfs.v1.Master/AwaitLock"
+	Master_GetLock_FullMethodName       = "/dfs.v1.Master/GetLock"
 	Master_ClusterReport_FullMethodName = "/dfs.v1.Master/ClusterReport"
 	Master_Fsck_FullMethodName          = "/dfs.v1.Master/Fsck"
 )
@@ -83,6 +86,10 @@ type MasterClient interface {
 	// ReportFailure tells the master that a replica could not be used. It returns the configuration to
 	// use next, which may be unchanged.
 	ReportFailure(ctx context.Context, in *ReportFailureRequest, opts ...grpc.CallOption) (*ReportFailureReply, error)
+	// Locks. Lock sets one that is free, or takes locks away; AwaitLock waits in the queue until it is worth trying Lock.
+	Lock(ctx context.Context, in *LockRequest, opts ...grpc.CallOption) (*LockReply, error)
+	AwaitLock(ctx context.Context, in *AwaitLockRequest, opts ...grpc.CallOption) (*AwaitLockReply, error)
+	GetLock(ctx context.Context, in *GetLockRequest, opts ...grpc.CallOption) (*GetLockReply, error)
 	// Administration.
 	ClusterReport(ctx context.Context, in *ClusterReportRequest, opts ...grpc.CallOption) (*ClusterReportReply, error)
 	Fsck(ctx context.Context, in *FsckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FsckReply], error)
@@ -329,6 +336,36 @@ func (c *masterClient) ReportFailure(ctx context.Context, in *ReportFailureReque
 	return out, nil
 }
 
+func (c *masterClient) Lock(ctx context.Context, in *LockRequest, opts ...grpc.CallOption) (*LockReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LockReply)
+	err := c.cc.Invoke(ctx, Master_Lock_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *masterClient) AwaitLock(ctx context.Context, in *AwaitLockRequest, opts ...grpc.CallOption) (*AwaitLockReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AwaitLockReply)
+	err := c.cc.Invoke(ctx, Master_AwaitLock_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *masterClient) GetLock(ctx context.Context, in *GetLockRequest, opts ...grpc.CallOption) (*GetLockReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetLockReply)
+	err := c.cc.Invoke(ctx, Master_GetLock_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *masterClient) ClusterReport(ctx context.Context, in *ClusterReportRequest, opts ...grpc.CallOption) (*ClusterReportReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ClusterReportReply)
@@ -392,6 +429,10 @@ type MasterServer interface {
 	// ReportFailure tells the master that a replica could not be used. It returns the configuration to
 	// use next, which may be unchanged.
 	ReportFailure(context.Context, *ReportFailureRequest) (*ReportFailureReply, error)
+	// Locks. Lock sets one that is free, or takes locks away; AwaitLock waits in the queue until it is worth trying Lock.
+	Lock(context.Context, *LockRequest) (*LockReply, error)
+	AwaitLock(context.Context, *AwaitLockRequest) (*AwaitLockReply, error)
+	GetLock(context.Context, *GetLockRequest) (*GetLockReply, error)
 	// Administration.
 	ClusterReport(context.Context, *ClusterReportRequest) (*ClusterReportReply, error)
 	Fsck(*FsckRequest, grpc.ServerStreamingServer[FsckReply]) error
@@ -473,6 +514,15 @@ func (UnimplementedMasterServer) CommitLength(context.Context, *CommitLengthRequ
 }
 func (UnimplementedMasterServer) ReportFailure(context.Context, *ReportFailureRequest) (*ReportFailureReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReportFailure not implemented")
+}
+func (UnimplementedMasterServer) Lock(context.Context, *LockRequest) (*LockReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Lock not implemented")
+}
+func (UnimplementedMasterServer) AwaitLock(context.Context, *AwaitLockRequest) (*AwaitLockReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method AwaitLock not implemented")
+}
+func (UnimplementedMasterServer) GetLock(context.Context, *GetLockRequest) (*GetLockReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetLock not implemented")
 }
 func (UnimplementedMasterServer) ClusterReport(context.Context, *ClusterReportRequest) (*ClusterReportReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ClusterReport not implemented")
@@ -904,6 +954,60 @@ func _Master_ReportFailure_Handler(srv interface{}, ctx context.Context, dec fun
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Master_Lock_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(LockRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MasterServer).Lock(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Master_Lock_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MasterServer).Lock(ctx, req.(*LockRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Master_AwaitLock_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AwaitLockRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MasterServer).AwaitLock(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Master_AwaitLock_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MasterServer).AwaitLock(ctx, req.(*AwaitLockRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Master_GetLock_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetLockRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MasterServer).GetLock(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Master_GetLock_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MasterServer).GetLock(ctx, req.(*GetLockRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Master_ClusterReport_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ClusterReportRequest)
 	if err := dec(in); err != nil {
@@ -1027,6 +1131,18 @@ var Master_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReportFailure",
 			Handler:    _Master_ReportFailure_Handler,
+		},
+		{
+			MethodName: "Lock",
+			Handler:    _Master_Lock_Handler,
+		},
+		{
+			MethodName: "AwaitLock",
+			Handler:    _Master_AwaitLock_Handler,
+		},
+		{
+			MethodName: "GetLock",
+			Handler:    _Master_GetLock_Handler,
 		},
 		{
 			MethodName: "ClusterReport",

@@ -581,6 +581,8 @@ type SessionRecord struct {
 	CreatedAtNs   int64                  `protobuf:"varint,2,opt,name=created_at_ns,json=createdAtNs,proto3" json:"created_at_ns,omitempty"`
 	TtlNs         int64                  `protobuf:"varint,3,opt,name=ttl_ns,json=ttlNs,proto3" json:"ttl_ns,omitempty"`
 	Nonce         uint64                 `protobuf:"varint,4,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	LockedFiles   int64                  `protobuf:"varint,5,opt,name=locked_files,json=lockedFiles,proto3" json:"locked_files,omitempty"` // number of values under h/<session>
+	Ending        bool                   `protobuf:"varint,6,opt,name=ending,proto3" json:"ending,omitempty"`                              // it has ended for its client; its locks are being taken away
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -641,6 +643,20 @@ func (x *SessionRecord) GetNonce() uint64 {
 		return x.Nonce
 	}
 	return 0
+}
+
+func (x *SessionRecord) GetLockedFiles() int64 {
+	if x != nil {
+		return x.LockedFiles
+	}
+	return 0
+}
+
+func (x *SessionRecord) GetEnding() bool {
+	if x != nil {
+		return x.Ending
+	}
+	return false
 }
 
 // NonceRecord is the value under n/<nonce>: the session that an OpenSession with this nonce made.
@@ -741,6 +757,188 @@ func (x *CachedReply) GetResult() []byte {
 	return nil
 }
 
+// FileLocks is the value under l/<inode>: the locks held on a file, in order of first byte, session, owner.
+type FileLocks struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Flock         []*HeldLock            `protobuf:"bytes,1,rep,name=flock,proto3" json:"flock,omitempty"` // on the whole file
+	Posix         []*HeldLock            `protobuf:"bytes,2,rep,name=posix,proto3" json:"posix,omitempty"` // on ranges
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FileLocks) Reset() {
+	*x = FileLocks{}
+	mi := &file_dfs_v1_state_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FileLocks) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FileLocks) ProtoMessage() {}
+
+func (x *FileLocks) ProtoReflect() protoreflect.Message {
+	mi := &file_dfs_v1_state_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FileLocks.ProtoReflect.Descriptor instead.
+func (*FileLocks) Descriptor() ([]byte, []int) {
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *FileLocks) GetFlock() []*HeldLock {
+	if x != nil {
+		return x.Flock
+	}
+	return nil
+}
+
+func (x *FileLocks) GetPosix() []*HeldLock {
+	if x != nil {
+		return x.Posix
+	}
+	return nil
+}
+
+type HeldLock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Owner         uint64                 `protobuf:"fixed64,2,opt,name=owner,proto3" json:"owner,omitempty"` // drawn by the client
+	First         int64                  `protobuf:"varint,3,opt,name=first,proto3" json:"first,omitempty"`  // bytes, both inclusive
+	Last          int64                  `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
+	Exclusive     bool                   `protobuf:"varint,5,opt,name=exclusive,proto3" json:"exclusive,omitempty"`
+	Pid           uint32                 `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
+	Since         uint64                 `protobuf:"varint,7,opt,name=since,proto3" json:"since,omitempty"` // index of the command that granted it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeldLock) Reset() {
+	*x = HeldLock{}
+	mi := &file_dfs_v1_state_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeldLock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeldLock) ProtoMessage() {}
+
+func (x *HeldLock) ProtoReflect() protoreflect.Message {
+	mi := &file_dfs_v1_state_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeldLock.ProtoReflect.Descriptor instead.
+func (*HeldLock) Descriptor() ([]byte, []int) {
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *HeldLock) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *HeldLock) GetOwner() uint64 {
+	if x != nil {
+		return x.Owner
+	}
+	return 0
+}
+
+func (x *HeldLock) GetFirst() int64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *HeldLock) GetLast() int64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+func (x *HeldLock) GetExclusive() bool {
+	if x != nil {
+		return x.Exclusive
+	}
+	return false
+}
+
+func (x *HeldLock) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *HeldLock) GetSince() uint64 {
+	if x != nil {
+		return x.Since
+	}
+	return 0
+}
+
+// LockMark is the value under h/<session>/<inode>: the session has locks on the file.
+type LockMark struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LockMark) Reset() {
+	*x = LockMark{}
+	mi := &file_dfs_v1_state_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LockMark) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LockMark) ProtoMessage() {}
+
+func (x *LockMark) ProtoReflect() protoreflect.Message {
+	mi := &file_dfs_v1_state_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LockMark.ProtoReflect.Descriptor instead.
+func (*LockMark) Descriptor() ([]byte, []int) {
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{11}
+}
+
 // Orphan is the value under o/<inode>: no name left, perhaps still open.
 type Orphan struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -752,7 +950,7 @@ type Orphan struct {
 
 func (x *Orphan) Reset() {
 	*x = Orphan{}
-	mi := &file_dfs_v1_state_proto_msgTypes[9]
+	mi := &file_dfs_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -764,7 +962,7 @@ func (x *Orphan) String() string {
 func (*Orphan) ProtoMessage() {}
 
 func (x *Orphan) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_state_proto_msgTypes[9]
+	mi := &file_dfs_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -777,7 +975,7 @@ func (x *Orphan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Orphan.ProtoReflect.Descriptor instead.
 func (*Orphan) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Orphan) GetUnlinkedAtNs() int64 {
@@ -806,7 +1004,7 @@ type ServerRecord struct {
 
 func (x *ServerRecord) Reset() {
 	*x = ServerRecord{}
-	mi := &file_dfs_v1_state_proto_msgTypes[10]
+	mi := &file_dfs_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -818,7 +1016,7 @@ func (x *ServerRecord) String() string {
 func (*ServerRecord) ProtoMessage() {}
 
 func (x *ServerRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_state_proto_msgTypes[10]
+	mi := &file_dfs_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -831,7 +1029,7 @@ func (x *ServerRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerRecord.ProtoReflect.Descriptor instead.
 func (*ServerRecord) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ServerRecord) GetAddr() string {
@@ -873,7 +1071,7 @@ type Counters struct {
 
 func (x *Counters) Reset() {
 	*x = Counters{}
-	mi := &file_dfs_v1_state_proto_msgTypes[11]
+	mi := &file_dfs_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +1083,7 @@ func (x *Counters) String() string {
 func (*Counters) ProtoMessage() {}
 
 func (x *Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_state_proto_msgTypes[11]
+	mi := &file_dfs_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +1096,7 @@ func (x *Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Counters.ProtoReflect.Descriptor instead.
 func (*Counters) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Counters) GetNextInode() uint64 {
@@ -975,7 +1173,7 @@ type ClusterRecord struct {
 
 func (x *ClusterRecord) Reset() {
 	*x = ClusterRecord{}
-	mi := &file_dfs_v1_state_proto_msgTypes[12]
+	mi := &file_dfs_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -987,7 +1185,7 @@ func (x *ClusterRecord) String() string {
 func (*ClusterRecord) ProtoMessage() {}
 
 func (x *ClusterRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_state_proto_msgTypes[12]
+	mi := &file_dfs_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1000,7 +1198,7 @@ func (x *ClusterRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterRecord.ProtoReflect.Descriptor instead.
 func (*ClusterRecord) Descriptor() ([]byte, []int) {
-	return file_dfs_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_dfs_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ClusterRecord) GetClusterId() uint64 {
@@ -1075,17 +1273,32 @@ const file_dfs_v1_state_proto_rawDesc = "" +
 	"\aGarbage\x12\x1a\n" +
 	"\breplicas\x18\x01 \x03(\x04R\breplicas\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\"\n" +
-	"\rdeleted_at_ns\x18\x03 \x01(\x03R\vdeletedAtNs\"x\n" +
+	"\rdeleted_at_ns\x18\x03 \x01(\x03R\vdeletedAtNs\"\xb3\x01\n" +
 	"\rSessionRecord\x12\x16\n" +
 	"\x06client\x18\x01 \x01(\tR\x06client\x12\"\n" +
 	"\rcreated_at_ns\x18\x02 \x01(\x03R\vcreatedAtNs\x12\x15\n" +
 	"\x06ttl_ns\x18\x03 \x01(\x03R\x05ttlNs\x12\x14\n" +
-	"\x05nonce\x18\x04 \x01(\x04R\x05nonce\"'\n" +
+	"\x05nonce\x18\x04 \x01(\x04R\x05nonce\x12!\n" +
+	"\flocked_files\x18\x05 \x01(\x03R\vlockedFiles\x12\x16\n" +
+	"\x06ending\x18\x06 \x01(\bR\x06ending\"'\n" +
 	"\vNonceRecord\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\"7\n" +
 	"\vCachedReply\x12\x10\n" +
 	"\x03seq\x18\x01 \x01(\x04R\x03seq\x12\x16\n" +
-	"\x06result\x18\x02 \x01(\fR\x06result\"H\n" +
+	"\x06result\x18\x02 \x01(\fR\x06result\"[\n" +
+	"\tFileLocks\x12&\n" +
+	"\x05flock\x18\x01 \x03(\v2\x10.dfs.v1.HeldLockR\x05flock\x12&\n" +
+	"\x05posix\x18\x02 \x03(\v2\x10.dfs.v1.HeldLockR\x05posix\"\xaa\x01\n" +
+	"\bHeldLock\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x14\n" +
+	"\x05owner\x18\x02 \x01(\x06R\x05owner\x12\x14\n" +
+	"\x05first\x18\x03 \x01(\x03R\x05first\x12\x12\n" +
+	"\x04last\x18\x04 \x01(\x03R\x04last\x12\x1c\n" +
+	"\texclusive\x18\x05 \x01(\bR\texclusive\x12\x10\n" +
+	"\x03pid\x18\x06 \x01(\rR\x03pid\x12\x14\n" +
+	"\x05since\x18\a \x01(\x04R\x05since\"\n" +
+	"\n" +
+	"\bLockMark\"H\n" +
 	"\x06Orphan\x12$\n" +
 	"\x0eunlinked_at_ns\x18\x01 \x01(\x03R\funlinkedAtNs\x12\x18\n" +
 	"\asubtree\x18\x02 \x01(\bR\asubtree\"Z\n" +
@@ -1122,7 +1335,7 @@ func file_dfs_v1_state_proto_rawDescGZIP() []byte {
 	return file_dfs_v1_state_proto_rawDescData
 }
 
-var file_dfs_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_dfs_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_dfs_v1_state_proto_goTypes = []any{
 	(*Inode)(nil),         // 0: dfs.v1.Inode
 	(*Dentry)(nil),        // 1: dfs.v1.Dentry
@@ -1133,17 +1346,22 @@ var file_dfs_v1_state_proto_goTypes = []any{
 	(*SessionRecord)(nil), // 6: dfs.v1.SessionRecord
 	(*NonceRecord)(nil),   // 7: dfs.v1.NonceRecord
 	(*CachedReply)(nil),   // 8: dfs.v1.CachedReply
-	(*Orphan)(nil),        // 9: dfs.v1.Orphan
-	(*ServerRecord)(nil),  // 10: dfs.v1.ServerRecord
-	(*Counters)(nil),      // 11: dfs.v1.Counters
-	(*ClusterRecord)(nil), // 12: dfs.v1.ClusterRecord
+	(*FileLocks)(nil),     // 9: dfs.v1.FileLocks
+	(*HeldLock)(nil),      // 10: dfs.v1.HeldLock
+	(*LockMark)(nil),      // 11: dfs.v1.LockMark
+	(*Orphan)(nil),        // 12: dfs.v1.Orphan
+	(*ServerRecord)(nil),  // 13: dfs.v1.ServerRecord
+	(*Counters)(nil),      // 14: dfs.v1.Counters
+	(*ClusterRecord)(nil), // 15: dfs.v1.ClusterRecord
 }
 var file_dfs_v1_state_proto_depIdxs = []int32{
-	0, // [0:0] is the sub-list for method output_type
-	0, // [0:0] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	10, // 0: dfs.v1.FileLocks.flock:type_name -> dfs.v1.HeldLock
+	10, // 1: dfs.v1.FileLocks.posix:type_name -> dfs.v1.HeldLock
+	2,  // [2:2] is the sub-list for method output_type
+	2,  // [2:2] is the sub-list for method input_type
+	2,  // [2:2] is the sub-list for extension type_name
+	2,  // [2:2] is the sub-list for extension extendee
+	0,  // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_dfs_v1_state_proto_init() }
@@ -1157,7 +1375,7 @@ func file_dfs_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dfs_v1_state_proto_rawDesc), len(file_dfs_v1_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
