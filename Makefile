@@ -4,6 +4,7 @@ GO       ?= go
 TOOLS    := bin/tools
 PROTOS   := $(wildcard proto/dfs/v1/*.proto)
 VERSION  ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+PREFIX   ?= /usr/local
 FUZZTIME ?= 10s
 SEEDS    ?= 200
 # The long suites have targets of their own: the simulation (sim) and the ones that need real processes (demo).
@@ -16,6 +17,12 @@ help: ## this list
 
 build: ## bin/dfs, the one binary
 	$(GO) build -ldflags "-X main.version=$(VERSION)" -o bin/dfs ./cmd/dfs
+
+install: build ## bin/dfs under PREFIX (/usr/local), and /sbin/mount.dfs for fstab; DESTDIR goes before both
+	install -D -m 755 bin/dfs $(DESTDIR)$(PREFIX)/bin/dfs
+	mkdir -p $(DESTDIR)/sbin
+	ln -sf $(PREFIX)/bin/dfs $(DESTDIR)/sbin/mount.dfs
+	ln -sf $(PREFIX)/bin/dfs $(DESTDIR)/sbin/mount.fuse.dfs
 
 demo: build ## a real cluster: store, kill a chunkserver mid-write, heal, read everything back
 	bin/dfs demo
@@ -76,4 +83,4 @@ $(TOOLS)/protoc-gen-go: tools/go.mod
 $(TOOLS)/protoc-gen-go-grpc: tools/go.mod
 	cd tools && $(GO) build -o ../$(TOOLS)/ google.golang.org/grpc/cmd/protoc-gen-go-grpc
 
-.PHONY: help build demo test race sim posix crash fuzz bench lint fmt fmt-check gen gen-check cover clean
+.PHONY: help build install demo test race sim posix crash fuzz bench lint fmt fmt-check gen gen-check cover clean

@@ -24,11 +24,17 @@ func readAgain(err error) bool {
 // nobodyWaits reports whether a reply was refused because the request had been interrupted.
 func nobodyWaits(err error) bool { return errors.Is(err, syscall.ENOENT) }
 
-// isDead reports whether a mount point's file system has lost its process.
-func isDead(err error) bool { return errors.Is(err, syscall.ENOTCONN) }
+// IsDead reports whether a mount point's file system has lost its process.
+func IsDead(err error) bool { return errors.Is(err, syscall.ENOTCONN) }
 
 // IsBusy reports whether unmounting failed because programs use the mount.
 func IsBusy(err error) bool { return errors.Is(err, syscall.EBUSY) }
 
+// notMounted is umount(2)'s word for a directory on which nothing is mounted.
+const notMounted = syscall.EINVAL
+
 // IsNotMounted reports whether unmounting failed because nothing is mounted there.
-func IsNotMounted(err error) bool { return errors.Is(err, syscall.EINVAL) }
+func IsNotMounted(err error) bool { return errors.Is(err, notMounted) }
+
+// notAllowed reports whether the kernel left mounting and unmounting to root.
+func notAllowed(err error) bool { return errors.Is(err, syscall.EPERM) }

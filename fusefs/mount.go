@@ -2,10 +2,12 @@ package fusefs
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -154,7 +156,12 @@ func Unmount(dir string, lazy bool) error {
 		flags |= unix.MNT_DETACH
 	}
 	err := unix.Unmount(dir, flags)
-	if os.Geteuid() != 0 && err != nil {
+	if os.Geteuid() != 0 && notAllowed(err) {
+		if abs, absErr := filepath.Abs(dir); absErr == nil {
+			if _, _, ok := MountedOn(abs); !ok {
+				return fmt.Errorf("unmounting %s: %w", dir, notMounted)
+			}
+		}
 		args := []string{"-u"}
 		if lazy {
 			args = append(args, "-z")
@@ -177,7 +184,7 @@ func checkDir(dir string, nonEmpty bool) (string, error) {
 		return "", err
 	}
 	info, err := os.Stat(abs)
-	if isDead(err) {
+	if IsDead(err) {
 		if err := Unmount(abs, true); err != nil {
 			return "", fmt.Errorf("mount point %s holds a dead mount that cannot be removed; try: umount -l %s: %w", abs, abs, err)
 		}
@@ -191,8 +198,8 @@ func checkDir(dir string, nonEmpty bool) (string, error) {
 	case !info.IsDir():
 		return "", dfserr.Errorf(dfserr.ErrNotDir, "mount point %s", abs)
 	}
-	if fs, ok := mountedHere(abs); ok && strings.HasPrefix(fs, "fuse") {
-		return "", dfserr.Errorf(dfserr.ErrInUse, "mount point %s: already mounted (%s); unmount it first with: dfs umount %s", abs, fs, abs)
+	if source, fs, ok := MountedOn(abs); ok && strings.HasPrefix(fs, "fuse") {
+		return "", dfserr.Errorf(dfserr.ErrInUse, "mount point %s: already mounted (%s, %s); unmount it first with: dfs umount %s", abs, source, fs, abs)
 	}
 	if nonEmpty {
 		return abs, nil
@@ -208,20 +215,20 @@ func checkDir(dir string, nonEmpty bool) (string, error) {
 	return abs, nil
 }
 
-// mountedHere returns the type of the file system whose mount point is exactly dir.
-func mountedHere(dir string) (fstype string, ok bool) {
+// MountedOn returns source and type of the file system whose mount point is exactly dir, an absolute path.
+func MountedOn(dir string) (source, fstype string, ok bool) {
 	f, err := os.Open("/proc/self/mounts")
 	if err != nil {
-		return "", false
+		return "", "", false
 	}
 	defer f.Close()
 	for sc := bufio.NewScanner(f); sc.Scan(); {
 		fields := strings.Fields(sc.Text())
 		if len(fields) > 2 && unescapeMount(fields[1]) == dir {
-			fstype, ok = fields[2], true // the last one listed is on top
+			source, fstype, ok = unescapeMount(fields[0]), fields[2], true // the last one listed is on top
 		}
 	}
-	return fstype, ok
+	return source, fstype, ok
 }
 
 // unescapeMount undoes the octal escapes of /proc/self/mounts.
@@ -259,9 +266,11 @@ func connect(dir string, opts Options) (*fuse.Conn, int, error) {
 	if opts.AllowOther {
 		options = append(options, fuse.AllowOther())
 	}
+	said := listenToHelper()
 	conn, err := fuse.Mount(dir, options...)
+	words := said()
 	if err != nil {
-		return nil, 0, mountError(dir, err)
+		return nil, 0, mountError(dir, words, err)
 	}
 	for fd := range fuseDescriptors() {
 		if before[fd] {
@@ -276,10 +285,27 @@ func connect(dir string, opts Options) (*fuse.Conn, int, error) {
 	return nil, 0, dfserr.Errorf(dfserr.ErrUnsupported, "the connection to /dev/fuse was not found among this process's descriptors")
 }
 
-// mountError explains a refused mount.
-func mountError(dir string, err error) error {
+// listenToHelper collects what the program that mounts says, which bazil hands to the standard logger, until the function
+// returned is called.
+func listenToHelper() (said func() string) {
+	var words bytes.Buffer
+	out, flags := log.Writer(), log.Flags()
+	log.SetOutput(&words)
+	log.SetFlags(0)
+	return func() string {
+		log.SetOutput(out)
+		log.SetFlags(flags)
+		return strings.TrimSpace(strings.ReplaceAll(words.String(), "mount helper error: ", ""))
+	}
+}
+
+// mountError explains a refused mount: words is what the helper said of it.
+func mountError(dir, words string, err error) error {
+	if words != "" {
+		err = dfserr.Errorf(dfserr.ErrPermission, "%s", words)
+	}
 	if os.Geteuid() != 0 {
-		return fmt.Errorf("mounting on %s: %w; as an ordinary user this needs Debian's package fuse3, and for -o allow_other the line user_allow_other in /etc/fuse.conf", dir, err)
+		return fmt.Errorf("mounting on %s: %w; an ordinary user needs Debian's package fuse3, a directory of their own, and for -o allow_other the line user_allow_other in /etc/fuse.conf", dir, err)
 	}
 	return fmt.Errorf("mounting on %s: %w", dir, err)
 }

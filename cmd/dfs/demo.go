@@ -147,7 +147,7 @@ func (d *demo) connect(ctx context.Context) (remote, error) {
 }
 
 func (d *demo) start(ctx context.Context) error {
-	d.cluster.plan(demoServers)
+	d.cluster.plan(demoServers, "")
 	if err := d.cluster.up(ctx); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"dfs/fusefs"
 )
 
 // A local cluster is real processes on this machine under one directory:
@@ -24,11 +27,14 @@ import (
 //	D/lock                held while a command changes the cluster
 //	D/master1, D/chunkserverN   data
 //	D/logs/NAME.log       what the process printed
+//
+// A mount of the cluster (--mount) is a node like the others, with a directory in place of an address.
 
 // Roles of nodes.
 const (
 	roleMaster      = "master"
 	roleChunkserver = "chunkserver"
+	roleMount       = "mount"
 )
 
 // Names of files in a cluster's directory.
@@ -48,9 +54,9 @@ const (
 type localNode struct {
 	Role    string `json:"role"`
 	Name    string `json:"name"`
-	Address string `json:"address"`
+	Address string `json:"address"` // "" for a mount
 	processID
-	DataDir string `json:"data_dir"`
+	DataDir string `json:"data_dir"` // for a mount, where it is
 	LogFile string `json:"log_file"`
 }
 
@@ -130,40 +136,74 @@ func (c *localCluster) node(name string) (*localNode, error) {
 	return nil, fmt.Errorf("no node %q; there are %s", name, strings.Join(names, ", "))
 }
 
-// plan adds the nodes that a cluster of so many chunkservers lacks.
-func (c *localCluster) plan(chunkservers int) {
-	add := func(role, name string) {
+// plan adds the nodes that a cluster of so many chunkservers, mounted on mountDir unless that is "", lacks.
+func (c *localCluster) plan(chunkservers int, mountDir string) {
+	add := func(role, name, dir string) {
 		if _, err := c.node(name); err == nil {
 			return
 		}
-		c.Nodes = append(c.Nodes, localNode{
-			Role: role, Name: name, DataDir: c.path(name), LogFile: filepath.Join(c.dir, "logs", name+".log"),
-		})
+		c.Nodes = append(c.Nodes, localNode{Role: role, Name: name, DataDir: dir, LogFile: filepath.Join(c.dir, "logs", name+".log")})
 	}
-	add(roleMaster, "master1")
+	add(roleMaster, "master1", c.path("master1"))
 	for i := range chunkservers {
-		add(roleChunkserver, fmt.Sprintf("chunkserver%d", i+1))
+		name := fmt.Sprintf("chunkserver%d", i+1)
+		add(roleChunkserver, name, c.path(name))
+	}
+	mounts := c.nodesOf(roleMount)
+	if mountDir != "" && !slices.ContainsFunc(mounts, func(n *localNode) bool { return n.DataDir == mountDir }) {
+		add(roleMount, fmt.Sprintf("mount%d", len(mounts)+1), mountDir)
 	}
 }
 
-// up starts what does not run and returns when the cluster serves with every chunkserver registered.
+func (c *localCluster) nodesOf(role string) []*localNode {
+	var nodes []*localNode
+	for i := range c.Nodes {
+		if c.Nodes[i].Role == role {
+			nodes = append(nodes, &c.Nodes[i])
+		}
+	}
+	return nodes
+}
+
+// up starts what does not run and returns when the cluster serves, with every chunkserver registered and every mount there.
 func (c *localCluster) up(ctx context.Context) error {
-	for _, role := range []string{roleMaster, roleChunkserver} {
-		for i := range c.Nodes {
-			n := &c.Nodes[i]
-			if n.Role != role || n.alive() {
+	start := func(role string) error {
+		for _, n := range c.nodesOf(role) {
+			if n.alive() {
 				continue
 			}
 			if err := c.start(ctx, n); err != nil {
 				return err
 			}
 		}
+		return nil
 	}
-	return c.waitReady(ctx)
+	if err := start(roleMaster); err != nil {
+		return err
+	}
+	if err := start(roleChunkserver); err != nil {
+		return err
+	}
+	if err := c.waitReady(ctx); err != nil {
+		return err
+	}
+	if err := start(roleMount); err != nil {
+		return err
+	}
+	return c.waitMounted(ctx)
 }
 
 // start launches the process of a node on its address, or on the next free one if that is taken.
 func (c *localCluster) start(ctx context.Context, n *localNode) error {
+	if n.Role == roleMount {
+		if _, err := makeMountPoint(n.DataDir); err != nil {
+			return fmt.Errorf("%s: %w", n.Name, err)
+		}
+		if err := c.launch(n); err != nil {
+			return fmt.Errorf("%s: %w", n.Name, err)
+		}
+		return c.save()
+	}
 	promised := map[string]bool{}
 	for _, other := range c.Nodes {
 		if other.Name != n.Name {
@@ -203,8 +243,11 @@ func (c *localCluster) anyAlive(role string) bool {
 
 // arguments are the command line of a node.
 func (c *localCluster) arguments(n *localNode) []string {
-	if n.Role == roleMaster {
+	switch n.Role {
+	case roleMaster:
 		return []string{"master", "--dir", n.DataDir, "--listen", n.Address, "--log-format", "json"}
+	case roleMount:
+		return []string{"mount", strings.Join(c.Masters, ","), n.DataDir}
 	}
 	return []string{"chunkserver", "--dirs", n.DataDir, "--listen", n.Address, "--masters", strings.Join(c.Masters, ","), "--log-format", "json"}
 }
@@ -258,7 +301,7 @@ func (c *localCluster) waitReady(ctx context.Context) error {
 	waiting := "the master"
 	for {
 		for i := range c.Nodes {
-			if n := &c.Nodes[i]; !n.alive() {
+			if n := &c.Nodes[i]; n.Role != roleMount && !n.alive() {
 				return fmt.Errorf("%s ended by itself; the end of %s:\n%s", n.Name, n.LogFile, tailOf(n.LogFile, 10))
 			}
 		}
@@ -291,6 +334,37 @@ func (c *localCluster) waitReady(ctx context.Context) error {
 			c.say("waiting for %s (%.0f s)", waiting, now.Sub(begin).Seconds())
 		}
 	}
+}
+
+// waitMounted returns when every mount is there, or says which one ended instead.
+func (c *localCluster) waitMounted(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	tick := time.NewTicker(readyPoll)
+	defer tick.Stop()
+	for _, n := range c.nodesOf(roleMount) {
+		for !n.mounted(c.Masters) {
+			if !n.alive() {
+				return fmt.Errorf("%s ended by itself; the end of %s:\n%s", n.Name, n.LogFile, tailOf(n.LogFile, 10))
+			}
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("%s: nothing is mounted on %s yet: %w; its log is %s", n.Name, n.DataDir, context.Cause(ctx), n.LogFile)
+			case <-tick.C:
+			}
+		}
+	}
+	return nil
+}
+
+// mounted reports whether the cluster is mounted where the node says. A dead mount left there does not count: asking it fails.
+func (n *localNode) mounted(masters []string) bool {
+	source, _, ok := fusefs.MountedOn(n.DataDir)
+	if !ok || source != mountSource(masters, "") {
+		return false
+	}
+	_, err := os.Stat(n.DataDir)
+	return err == nil
 }
 
 // missing names the chunkservers that have not registered, or says that the master is in safe mode.
@@ -327,7 +401,18 @@ func (c *localCluster) stopNode(ctx context.Context, n *localNode) error {
 		return fmt.Errorf("%s: %w", n.Name, err)
 	}
 	c.reap(n)
-	return nil
+	return n.unmountRest()
+}
+
+// unmountRest takes away what a mount that was killed has left on its directory.
+func (n *localNode) unmountRest() error {
+	if n.Role != roleMount {
+		return nil
+	}
+	if _, err := os.Stat(n.DataDir); !fusefs.IsDead(err) {
+		return nil
+	}
+	return fusefs.Unmount(n.DataDir, true)
 }
 
 // reap waits for a process that this command started itself.
@@ -338,22 +423,18 @@ func (c *localCluster) reap(n *localNode) {
 	}
 }
 
-// down stops every node, chunkservers first and all at once.
+// down stops every node: mounts while they can still flush, then chunkservers, then the master; those of a kind all at once.
 func (c *localCluster) down(ctx context.Context) error {
-	for _, role := range []string{roleChunkserver, roleMaster} {
+	for _, role := range []string{roleMount, roleChunkserver, roleMaster} {
 		results := make(chan error)
-		count := 0
-		for i := range c.Nodes {
-			n := &c.Nodes[i]
-			if n.Role != role {
-				continue
-			}
-			count++
+		nodes := c.nodesOf(role)
+		for _, n := range nodes {
 			go func() {
 				forced, err := n.stop(ctx, stopPatience)
 				if forced && err == nil {
 					err = fmt.Errorf("did not stop within %s and was killed", stopPatience)
 				}
+				err = errors.Join(err, n.unmountRest())
 				if err != nil {
 					err = fmt.Errorf("%s: %w", n.Name, err)
 				}
@@ -361,7 +442,7 @@ func (c *localCluster) down(ctx context.Context) error {
 			}()
 		}
 		var errs []error
-		for range count {
+		for range nodes {
 			errs = append(errs, <-results)
 		}
 		if err := errors.Join(errs...); err != nil {
@@ -401,7 +482,7 @@ func (c *localCluster) printStatus(w io.Writer, asJSON bool) {
 		if n.alive() {
 			pid = fmt.Sprint(n.Pid)
 		}
-		t.add(n.Name, state(n), n.Address, pid, n.DataDir, n.LogFile)
+		t.add(n.Name, state(n), cmp.Or(n.Address, "-"), pid, n.DataDir, n.LogFile)
 	}
 	t.print(w)
 }
@@ -440,13 +521,20 @@ func localCommand(env *environ) *cobra.Command {
 	}
 
 	var chunkservers int
+	var mountDir string
 	up := &cobra.Command{
 		Use: "up", Short: "Start the cluster, or what of it does not run, and return when it serves", Args: cobra.NoArgs,
 		RunE: within(true, func(ctx context.Context, c *localCluster, _ []string) error {
 			if chunkservers < 1 || chunkservers > 100 {
 				return &usageError{text: fmt.Sprintf("--chunkservers %d: want 1 to 100", chunkservers)}
 			}
-			c.plan(chunkservers)
+			if mountDir != "" {
+				var err error
+				if mountDir, err = filepath.Abs(mountDir); err != nil {
+					return err
+				}
+			}
+			c.plan(chunkservers, mountDir)
 			if err := c.up(ctx); err != nil {
 				return err
 			}
@@ -457,6 +545,7 @@ func localCommand(env *environ) *cobra.Command {
 			return nil
 		}),
 	}
+	up.Flags().StringVar(&mountDir, "mount", "", "also mount the cluster on this directory, which is made if it is missing; down unmounts it")
 	up.Flags().IntVar(&chunkservers, "chunkservers", 4, "how many chunkservers; an existing cluster only grows")
 
 	local.AddCommand(
@@ -511,5 +600,8 @@ func localCommand(env *environ) *cobra.Command {
 func (c *localCluster) waitServing(ctx context.Context, names []string) error {
 	some := *c
 	some.Nodes = slices.DeleteFunc(slices.Clone(c.Nodes), func(n localNode) bool { return !slices.Contains(names, n.Name) })
-	return some.waitReady(ctx)
+	if err := some.waitReady(ctx); err != nil {
+		return err
+	}
+	return some.waitMounted(ctx)
 }

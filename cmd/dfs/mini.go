@@ -33,10 +33,11 @@ type miniBanner struct {
 	DataDir      string   `json:"data_dir"`
 	FreeBytes    int64    `json:"free_bytes"`
 	ReadyMS      int64    `json:"ready_ms"`
+	Mount        string   `json:"mount,omitempty"`
 }
 
 func miniCommand(env *environ) *cobra.Command {
-	var dir string
+	var dir, mountDir string
 	var reset, asJSON bool
 	logs := logSettings{LogLevel: "warn", LogFormat: "auto"}
 	c := &cobra.Command{
@@ -46,10 +47,12 @@ func miniCommand(env *environ) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return runMini(cmd.Context(), env, dir, reset, asJSON, log)
+			m := &mini{env: env, dir: dir, mountDir: mountDir, log: log}
+			return m.run(cmd.Context(), reset, asJSON)
 		},
 	}
 	c.Flags().StringVar(&dir, "dir", "dfs-data", "where the data lives")
+	c.Flags().StringVar(&mountDir, "mount", "", "also mount the cluster on this directory, which is made if it is missing")
 	c.Flags().BoolVar(&reset, "reset", false, "wipe the data first")
 	c.Flags().BoolVar(&asJSON, "json", false, "print what runs where as JSON")
 	c.Flags().StringVar(&logs.LogLevel, "log-level", logs.LogLevel, "error, warn, info, debug or trace")
@@ -59,25 +62,26 @@ func miniCommand(env *environ) *cobra.Command {
 
 // mini is a cluster in this process.
 type mini struct {
-	env     *environ
-	dir     string
-	log     hclog.Logger
-	master  server
-	servers []server
+	env      *environ
+	dir      string
+	mountDir string // "": not mounted
+	log      hclog.Logger
+	master   server
+	servers  []server
+	attached *attached
 }
 
-func runMini(ctx context.Context, env *environ, dir string, reset, asJSON bool, log hclog.Logger) (err error) {
+func (m *mini) run(ctx context.Context, reset, asJSON bool) (err error) {
+	env := m.env
 	begin := env.now()
-	dir, err = filepath.Abs(dir)
-	if err != nil {
+	if m.dir, err = filepath.Abs(m.dir); err != nil {
 		return err
 	}
-	unlock, err := prepareMini(dir, reset)
+	unlock, err := prepareMini(m.dir, reset)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	m := &mini{env: env, dir: dir, log: log}
 	defer func() {
 		if closeErr := m.close(); err == nil {
 			err = closeErr
@@ -94,6 +98,9 @@ func runMini(ctx context.Context, env *environ, dir string, reset, asJSON bool, 
 		if interrupted(ctx) {
 			return nil
 		}
+		return err
+	}
+	if err := m.mount(ctx, masters); err != nil {
 		return err
 	}
 	if err := env.setCurrent(masters); err != nil {
@@ -113,6 +120,20 @@ func (m *mini) wait(ctx context.Context) error {
 		g.Go(func() error { return s.wait(ctx) })
 	}
 	return g.Wait()
+}
+
+// mount serves the mount that was asked for, in this process.
+func (m *mini) mount(ctx context.Context, masters []string) (err error) {
+	if m.mountDir == "" {
+		return nil
+	}
+	if m.mountDir, err = makeMountPoint(m.mountDir); err != nil {
+		return err
+	}
+	args := newMountArgs()
+	args.dir, args.opts.Logger = m.mountDir, m.log.Named("mount")
+	m.attached, err = args.attach(ctx, target{masters: masters, source: "mini"})
+	return err
 }
 
 // prepareMini makes and locks the data directory; with reset it is emptied, if it is one.
@@ -239,7 +260,7 @@ func (m *mini) banner(asJSON bool, took time.Duration) error {
 	}
 	b := miniBanner{
 		Version: version, Masters: []string{m.master.Addr()}, Replication: dfs.DefaultReplication,
-		DataDir: m.dir, FreeBytes: free, ReadyMS: took.Milliseconds(),
+		DataDir: m.dir, FreeBytes: free, ReadyMS: took.Milliseconds(), Mount: m.mountDir,
 	}
 	for _, s := range m.servers {
 		b.Chunkservers = append(b.Chunkservers, s.Addr())
@@ -248,22 +269,31 @@ func (m *mini) banner(asJSON bool, took time.Duration) error {
 		encodeJSON(m.env.out, b, "")
 		return nil
 	}
+	mounted := ""
+	if m.mountDir != "" {
+		mounted = fmt.Sprintf("    Mounted on  %s\n", m.mountDir)
+	}
 	fmt.Fprintf(m.env.out, `  dfs %s · all-in-one (1 master, %d chunkservers, replication %d)    ready in %.1f s
     Masters     %s
     Data        %s   %s free
-  Try:   dfs put README.md /hello && dfs cat /hello
+%s  Try:   dfs put README.md /hello && dfs cat /hello
   Ctrl-C stops everything; data is kept.  'dfs mini --reset' wipes it.
-`, b.Version, len(b.Chunkservers), b.Replication, took.Seconds(), b.Masters[0], b.DataDir, byteDesc(b.FreeBytes))
+`, b.Version, len(b.Chunkservers), b.Replication, took.Seconds(), b.Masters[0], b.DataDir, byteDesc(b.FreeBytes), mounted)
 	return nil
 }
 
-// close stops everything, chunkservers first and all at once.
+// close stops everything: the mount while it can still flush, then the chunkservers, all at once, then the master.
 func (m *mini) close() error {
+	var errs []error
+	if m.attached != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), stopPatience)
+		errs = append(errs, m.attached.detach(ctx))
+		cancel()
+	}
 	results := make(chan error)
 	for _, s := range m.servers {
 		go func() { results <- s.Close() }()
 	}
-	var errs []error
 	for range m.servers {
 		errs = append(errs, <-results)
 	}

@@ -22,7 +22,7 @@ import (
 	"dfs/internal/dfs"
 )
 
-// mountOptions are what -o accepts, and what each means.
+// mountOptionHelp is what -o accepts, and what each means.
 var mountOptionHelp = []struct{ name, usage string }{
 	{"ro", "read-only"},
 	{"allow_other", "other users may use the mount (the default for root)"},
@@ -35,6 +35,8 @@ var mountOptionHelp = []struct{ name, usage string }{
 	{"uid=N, gid=N", "show everything as owned by N"},
 	{"umask=MODE", "show permissions without these bits"},
 	{"noexec, nosuid, nodev", "as for any mount"},
+	{"masters=A;B", "the masters, in fstab where the source is \"dfs\""},
+	{"log_file=FILE", "where a background mount logs; log_level=info and so on says how much"},
 }
 
 // mountArgs is a command line of `dfs mount`, taken apart.
@@ -43,22 +45,43 @@ type mountArgs struct {
 	subdir     string
 	dir        string
 	background bool
+	sloppy     bool // unknown options are passed over
 	opts       fusefs.Options
 	logLevel   string
 	logFile    string
 }
 
+func newMountArgs() *mountArgs {
+	return &mountArgs{logLevel: "warn", opts: fusefs.Options{AllowOther: os.Geteuid() == 0}}
+}
+
+// makeMountPoint makes dir, unless a killed mount is on it, and returns its absolute name.
+func makeMountPoint(dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil && !fusefs.IsDead(err) && !errors.Is(err, os.ErrExist) {
+		return "", err
+	}
+	return dir, nil
+}
+
 // ignoredMountOptions are those of fstab that mean nothing here.
 var ignoredMountOptions = []string{
-	"rw", "defaults", "_netdev", "auto", "noauto", "user", "users", "nouser", "owner", "group", "exec", "suid", "dev", "async", "sync", "atime",
-	"noatime", "relatime", "strictatime", "nofail", "default_permissions", "comment", "big_writes", "intr",
+	"rw", "defaults", "_netdev", "auto", "noauto", "user", "users", "nouser", "owner", "group", "exec", "suid", "dev", "async", "sync", "dirsync",
+	"atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime", "lazytime", "nolazytime", "nofail",
+	"default_permissions", "comment", "big_writes", "intr",
 }
+
+// errUnknownOption marks an option that nobody knows, which mount -s lets pass.
+var errUnknownOption = errors.New("unknown option")
 
 // setOptions reads the value of one -o.
 func (m *mountArgs) setOptions(list string) error {
 	for o := range strings.SplitSeq(list, ",") {
 		name, value, hasValue := strings.Cut(o, "=")
-		if err := m.setOption(name, value, hasValue); err != nil {
+		if err := m.setOption(name, value, hasValue); err != nil && !(m.sloppy && errors.Is(err, errUnknownOption)) {
 			return &usageError{text: fmt.Sprintf("mount: -o %s: %v", o, err)}
 		}
 	}
@@ -75,7 +98,9 @@ func (m *mountArgs) setOption(name, value string, hasValue bool) (err error) {
 		return &v
 	}
 	switch name {
-	case "", "x-systemd":
+	case "":
+	case "remount":
+		return errors.New("a mount cannot be changed while it serves; unmount it and mount it again")
 	case "ro":
 		m.opts.ReadOnly = true
 	case "allow_other":
@@ -125,7 +150,7 @@ func (m *mountArgs) setOption(name, value string, hasValue bool) (err error) {
 		if slices.Contains(ignoredMountOptions, name) || strings.HasPrefix(name, "x-") {
 			return nil
 		}
-		return fmt.Errorf("unknown option%s", nearestMountOption(name))
+		return fmt.Errorf("%w%s", errUnknownOption, nearestMountOption(name))
 	}
 	if hasValue && value == "" {
 		return errors.New("it needs a value")
@@ -193,7 +218,7 @@ func (m *mountArgs) setSource(s string) {
 }
 
 func mountCommand(env *environ) *cobra.Command {
-	m := &mountArgs{opts: fusefs.Options{AllowOther: os.Geteuid() == 0}}
+	m := newMountArgs()
 	var list []string
 	long := "Mount the cluster on DIR. MASTERS is host:port[,host:port…]; without it the current cluster is mounted.\n\nOptions of -o, separated by commas:\n"
 	for _, o := range mountOptionHelp {
@@ -217,7 +242,7 @@ func mountCommand(env *environ) *cobra.Command {
 	}
 	c.Flags().StringArrayVarP(&list, "options", "o", nil, "mount options, separated by commas")
 	c.Flags().BoolVarP(&m.background, "daemon", "d", false, "serve in the background; return when the mount serves")
-	c.Flags().StringVar(&m.logLevel, "log-level", "warn", "error, warn, info, debug or trace")
+	c.Flags().StringVar(&m.logLevel, "log-level", m.logLevel, "error, warn, info, debug or trace")
 	c.Flags().StringVar(&m.logFile, "log-file", "", "where a background mount logs")
 	return c
 }
@@ -269,45 +294,77 @@ func (m *mountArgs) serve(ctx context.Context, env *environ, logTo io.Writer, re
 	if err != nil {
 		return err
 	}
-	c, err := client.Dial(ctx, client.Config{
-		Masters: where.masters, Logger: m.opts.Logger, Caller: &client.Caller{}, OpTimeout: mountPatience, AckTimeout: mountAckTimeout,
-	})
-	if err != nil {
-		return fmt.Errorf("cannot reach the cluster at %s (from %s): %w", strings.Join(where.masters, ","), where.source, err)
-	}
-	defer func() {
-		if cerr := c.Close(); err == nil {
-			err = cerr
-		}
-	}()
-	m.opts.Source = strings.Join(where.masters, ",") + ":/" + strings.Trim(m.subdir, "/")
-	if m.subdir != "" {
-		info, err := c.Stat(ctx, "/"+strings.Trim(m.subdir, "/"))
-		if err != nil {
-			return fmt.Errorf("subdir: %w", err)
-		}
-		if !info.IsDir() {
-			return fmt.Errorf("subdir: %s is not a directory", m.subdir)
-		}
-		m.opts.Root = info.Attr.Inode
-	}
-	mounted, err := fusefs.New(ctx, m.dir, fusefs.SDK(c), m.opts)
+	a, err := m.attach(ctx, where)
 	if err != nil {
 		return err
 	}
 	ready()
 	select {
-	case <-mounted.Done():
-		return mounted.Err()
+	case <-a.mount.Done():
 	case <-ctx.Done():
-		return mounted.Shutdown(context.WithoutCancel(ctx))
+	}
+	return a.detach(context.WithoutCancel(ctx))
+}
+
+// attached is a mount that serves, with its own connection to the cluster.
+type attached struct {
+	mount *fusefs.Mount
+	c     *client.Client
+}
+
+// attach mounts the cluster. When it fails, nothing is left mounted.
+func (m *mountArgs) attach(ctx context.Context, where target) (a *attached, err error) {
+	c, err := client.Dial(ctx, client.Config{
+		Masters: where.masters, Logger: m.opts.Logger, Caller: &client.Caller{}, DialTimeout: mountDialTimeout, OpTimeout: mountPatience,
+		AckTimeout: mountAckTimeout,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("cannot reach the cluster at %s (from %s): %w", strings.Join(where.masters, ","), where.source, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.Close())
+		}
+	}()
+	m.opts.Source = mountSource(where.masters, m.subdir)
+	if m.subdir != "" {
+		info, err := c.Stat(ctx, "/"+strings.Trim(m.subdir, "/"))
+		if err != nil {
+			return nil, fmt.Errorf("subdir: %w", err)
+		}
+		if !info.IsDir() {
+			return nil, fmt.Errorf("subdir: %s is not a directory", m.subdir)
+		}
+		m.opts.Root = info.Attr.Inode
+	}
+	mount, err := fusefs.New(ctx, m.dir, fusefs.SDK(c), m.opts)
+	if err != nil {
+		return nil, err
+	}
+	return &attached{mount, c}, nil
+}
+
+// mountSource is what the list of mounts shows for a directory of a cluster.
+func mountSource(masters []string, subdir string) string {
+	return strings.Join(masters, ",") + ":/" + strings.Trim(subdir, "/")
+}
+
+// detach flushes, unmounts unless somebody else has, and ends the connection.
+func (a *attached) detach(ctx context.Context) error {
+	select {
+	case <-a.mount.Done():
+		return errors.Join(a.mount.Err(), a.c.Close())
+	default:
+		return errors.Join(a.mount.Shutdown(ctx), a.c.Close())
 	}
 }
 
-// A mount waits longer than a command for a cluster that is away: programs on it know no retry.
+// A mount waits longer than a command for a cluster that is away: programs on it know no retry. Mounting itself does not wait: who
+// asked is told within five seconds that no master answers.
 const (
-	mountPatience   = 10 * time.Minute
-	mountAckTimeout = 5 * time.Second
+	mountDialTimeout = 4 * time.Second
+	mountPatience    = 10 * time.Minute
+	mountAckTimeout  = 5 * time.Second
 )
 
 // spawn starts this command line again as a process of its own and returns when that says that it serves.
@@ -399,7 +456,7 @@ func asMountHelper(env *environ, args []string) (code int, ok bool) {
 		return fail(fusefs.Helper(args[1:]))
 	case "mount.dfs", "mount.fuse.dfs":
 		m, err := parseMountHelper(args[1:])
-		if err != nil {
+		if err != nil || m == nil {
 			return fail(err)
 		}
 		ctx, stop := interruptible(context.Background())
@@ -409,26 +466,37 @@ func asMountHelper(env *environ, args []string) (code int, ok bool) {
 	return 0, false
 }
 
-// parseMountHelper reads what mount(8) gives: SOURCE DIR [-sfnv] [-N NAMESPACE] [-t TYPE] [-o OPTIONS].
+// parseMountHelper reads what mount(8) gives: SOURCE DIR [-sfnv] [-N NAMESPACE] [-t TYPE] [-o OPTIONS]. With -f (fake) there is
+// nothing to do, and it returns nil.
 func parseMountHelper(args []string) (*mountArgs, error) {
-	m := &mountArgs{background: true, logLevel: "warn", opts: fusefs.Options{AllowOther: os.Geteuid() == 0}}
-	var operands []string
+	m := newMountArgs()
+	m.background = true
+	var operands, lists []string
+	fake := false
 	for i := 0; i < len(args); i++ {
 		switch a := args[i]; {
 		case a == "-o" && i+1 < len(args):
 			i++
-			if err := m.setOptions(args[i]); err != nil {
-				return nil, err
-			}
+			lists = append(lists, args[i])
 		case (a == "-N" || a == "-t") && i+1 < len(args):
 			i++
 		case strings.HasPrefix(a, "-"):
+			fake = fake || strings.Contains(a, "f")
+			m.sloppy = m.sloppy || strings.Contains(a, "s")
 		default:
 			operands = append(operands, a)
 		}
 	}
+	for _, list := range lists {
+		if err := m.setOptions(list); err != nil {
+			return nil, err
+		}
+	}
 	if len(operands) != 2 {
 		return nil, fmt.Errorf("want SOURCE and DIR, got %q", operands)
+	}
+	if fake {
+		return nil, nil
 	}
 	m.setSource(operands[0])
 	m.dir = operands[1]
