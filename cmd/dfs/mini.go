@@ -82,7 +82,9 @@ func (m *mini) run(ctx context.Context, reset, asJSON bool) (err error) {
 		return err
 	}
 	defer unlock()
+	speak := m.hush()
 	defer func() {
+		m.hush()
 		if closeErr := m.close(); err == nil {
 			err = closeErr
 		}
@@ -110,7 +112,18 @@ func (m *mini) run(ctx context.Context, reset, asJSON bool) (err error) {
 	if err := m.banner(asJSON, env.now().Sub(begin)); err != nil {
 		return err
 	}
+	speak()
 	return m.wait(ctx)
+}
+
+// hush keeps warnings off the terminal until the returned function is called, unless somebody wants to see more than
+// warnings: while all parts start or stop at once, they miss one another, and that is nothing to warn of.
+func (m *mini) hush() (speak func()) {
+	level := m.log.GetLevel()
+	if level == hclog.Warn {
+		m.log.SetLevel(hclog.Error)
+	}
+	return func() { m.log.SetLevel(level) }
 }
 
 // wait returns nil when ctx ends, or the failure of the first server that cannot go on.
