@@ -7,11 +7,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
 
 var programsLong = flag.Bool("programs-long", false, "also run the real programs that take minutes: go build")
+
+// postgres is where Debian has PostgreSQL's programs, of whatever version.
+const postgres = "/usr/lib/postgresql/*/bin"
 
 // program is a shell script that works in an empty directory on the mount ($PWD) and has a local one ($LOCAL). It checks
 // its own result. $OTHER is the same directory through a second mount.
@@ -70,13 +74,39 @@ for i in $(seq 50); do echo "version $i" > .doc.tmp && sync .doc.tmp && mv .doc.
 ( for i in $(seq 300); do echo "line $i" >> log; done ) & writer=$!
 for i in 1 2 3 4 5; do sleep 0.05; [ -e log ] && mv log log.$i; done; wait $writer
 [ $(cat log* | sort -u | wc -l) = 300 ] && [ $(cat $OTHER/log* | wc -l) = 300 ]`},
-	{name: "go build", needs: []string{"go"}, long: true, script: `
-mkdir m && cd m && printf 'module m\ngo 1.22\n' > go.mod && printf 'package main\nimport "os"\nfunc main() { os.Stdout.WriteString("built\\n") }\n' > main.go
-export GOCACHE=$WORK/cache GOTOOLCHAIN=local GOFLAGS=-mod=mod HOME=$LOCAL
-go build -p 2 -o prog . && [ "$(./prog)" = built ] && go build -o prog2 . && cmp prog prog2 && go vet .`},
+	{name: "PostgreSQL", needs: []string{"setpriv", postgres + "/initdb", postgres + "/pgbench"}, script: `
+PATH=$(echo ` + postgres + `):$PATH; mkdir pg s && chown 65534:65534 pg s
+cat > $WORK/as-user <<'END'
+log() { "$@" >> s/out 2>&1 || { cat s/out pg/log; exit 1; }; }
+db() { pg_ctl -D pg -l pg/log -o "-c listen_addresses= -k $WORK/s -c shared_buffers=16MB -c fsync=on" -w "$@" >> s/out 2>&1 || { cat s/out pg/log; exit 1; }; }
+log initdb $NOSYNC -D pg -A trust -U u --no-locale
+db start; export PGHOST=$WORK/s PGUSER=u PGDATABASE=postgres
+log pgbench -i -q -s $SCALE; log pgbench -n -c 4 -t $TURNS
+db stop -m immediate; db start # recovers from its log
+log pgbench -n -c 4 -t $TURNS; log psql -qc 'VACUUM ANALYZE' -c 'CREATE INDEX ON pgbench_history (delta)' -c CHECKPOINT
+db restart -m fast
+check() { got=$(psql -Atc "$1"); [ "$got" = "$2" ] || { echo "$1: $got, want $2"; exit 1; }; }
+check "SELECT count(*) FROM pgbench_history" $((8 * TURNS)); check "SELECT count(*) FROM pgbench_accounts" $((100000 * SCALE))
+check "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(delta) FROM pgbench_history) AND (SELECT sum(tbalance) FROM pgbench_tellers) = (SELECT sum(bbalance) FROM pgbench_branches)" t
+[ -z "$LONG" ] || log pg_amcheck --install-missing --heapallindexed postgres
+db stop -m fast
+END
+cd $WORK; [ -n "$LONG" ] && SCALE=5 TURNS=500 NOSYNC= || SCALE=1 TURNS=10 NOSYNC=--no-sync; export SCALE TURNS NOSYNC
+setpriv --reuid=65534 --regid=65534 --clear-groups sh -eu as-user`},
+	{name: "vi", needs: []string{"vi"}, script: `
+echo one > doc; chmod 640 doc; ln doc hard
+for i in 1 2 3; do vi -u NONE -N -es -c "normal Goline $i" -c wq doc < /dev/null || exit 1; done
+[ "$(wc -l < $OTHER/doc)" = 4 ] && [ "$(stat -c %a doc)" = 640 ] && [ -z "$(ls -A | grep -v -e doc -e hard)" ]`},
+	{name: "go build", needs: []string{"go"}, script: `
+export GOCACHE=$WORK/cache GOTOOLCHAIN=local GOFLAGS=-mod=mod HOME=$LOCAL GOMODCACHE=$(go env GOMODCACHE) GOPROXY=off TMPDIR=$LOCAL
+cp -r $SOURCE src && cd src
+if [ -n "$LONG" ]; then go build -o prog ./cmd/dfs && ./prog version && go vet ./internal/... && go build -o prog2 ./cmd/dfs && cmp prog prog2
+else go build -p 2 ./internal/dfs && go list -f {{.Stale}} ./internal/dfs | grep -q false; fi
+diff -r $SOURCE/internal internal && diff -r $SOURCE/internal $OTHER/src/internal`},
 }
 
 func TestPrograms(t *testing.T) {
+	source := projectSource(t)
 	a, _ := mountCluster(t)
 	b, _ := mountCluster(t)
 	for _, p := range programs {
@@ -85,16 +115,23 @@ func TestPrograms(t *testing.T) {
 		}
 		t.Run(p.name, func(t *testing.T) {
 			for _, need := range p.needs {
+				if found, _ := filepath.Glob(need); len(found) > 0 && strings.HasPrefix(need, "/") {
+					continue
+				}
 				if _, err := exec.LookPath(need); err != nil {
 					t.Skipf("%s is not installed", need)
 				}
 			}
+			long := ""
+			if *programsLong {
+				long = "1"
+			}
 			dir := freshDir(t, a)
-			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 			defer cancel()
 			cmd := exec.CommandContext(ctx, "sh", "-euc", p.script)
 			cmd.Dir = dir
-			cmd.Env = append(os.Environ(), "LOCAL="+t.TempDir(), "WORK="+dir, "OTHER="+filepath.Join(b, filepath.Base(dir)))
+			cmd.Env = append(os.Environ(), "LOCAL="+t.TempDir(), "WORK="+dir, "OTHER="+filepath.Join(b, filepath.Base(dir)), "LONG="+long, "SOURCE="+source)
 			begin := time.Now()
 			out, err := cmd.CombinedOutput()
 			if err != nil {
@@ -103,4 +140,15 @@ func TestPrograms(t *testing.T) {
 			t.Logf("%.1f s", time.Since(begin).Seconds())
 		})
 	}
+}
+
+// projectSource copies the sources of this project, as git lists them, to a local directory.
+func projectSource(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	cmd := exec.Command("sh", "-euc", "cd .. && git ls-files -z | xargs -0 cp --parents -t "+dir)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("copying the sources: %v\n%s", err, out)
+	}
+	return dir
 }
