@@ -133,6 +133,7 @@ func (s *Server) readFile(ctx context.Context, r *fuse.ReadRequest) error {
 	if err != nil {
 		return err
 	}
+	s.stats.readBytes.Add(int64(n))
 	out.b = out.b[:outHeaderSize+n]
 	s.send(&r.Header, out)
 	return nil
@@ -164,6 +165,7 @@ func (s *Server) writeFile(ctx context.Context, r *fuse.WriteRequest) error {
 	if err != nil {
 		return err
 	}
+	s.stats.writtenBytes.Add(int64(len(r.Data)))
 	moved := at != r.Offset
 	r.Respond(&fuse.WriteResponse{Size: len(r.Data)})
 	if moved {

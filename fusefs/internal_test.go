@@ -3,10 +3,12 @@ package fusefs
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"reflect"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -268,5 +270,60 @@ func TestProcStatus(t *testing.T) {
 	}
 	if got := groupsOf(uint32(os.Getpid()), 0); got != nil {
 		t.Errorf("root has groups %v", got)
+	}
+}
+
+// TestAccessLogBounded has a reader that is too slow: it loses the oldest lines and is told how many.
+func TestAccessLogBounded(t *testing.T) {
+	l := newAccessLog()
+	if l.wanted() {
+		t.Error("wanted before anybody reads")
+	}
+	r := l.open()
+	const extra = 7
+	for i := range accessLogLines + extra {
+		l.add(fmt.Sprintf("line %d\n", i))
+	}
+	if len(r.lines) != accessLogLines {
+		t.Errorf("%d lines are kept", len(r.lines))
+	}
+	var got strings.Builder
+	p := make([]byte, 100)
+	for len(r.lines) > 0 || r.rest != "" {
+		n, err := r.ReadAt(t.Context(), p, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got.Write(p[:n])
+	}
+	lines := strings.Split(strings.TrimSuffix(got.String(), "\n"), "\n")
+	if len(lines) != accessLogLines+1 || lines[0] != fmt.Sprintf("# %d lines lost: the reader is too slow", extra) || lines[1] != fmt.Sprintf("line %d", extra) {
+		t.Errorf("%d lines, the first two %q", len(lines), lines[:2])
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.ReadAt(ctx, p, 0); !errors.Is(err, context.Canceled) {
+		t.Errorf("a cancelled read: %v", err)
+	}
+	l.close()
+	if n, err := r.ReadAt(t.Context(), p, 0); n != 0 || err != nil {
+		t.Errorf("after the end: %d, %v", n, err)
+	}
+	if err := r.Close(t.Context()); err != nil || l.wanted() {
+		t.Error("wanted after the last reader has gone")
+	}
+	if n, err := l.open().ReadAt(t.Context(), p, 0); n != 0 || err != nil {
+		t.Errorf("opened after the end: %d, %v", n, err)
+	}
+}
+
+// TestOpNames checks that every kind of request has a name of its own.
+func TestOpNames(t *testing.T) {
+	seen := map[string]bool{}
+	for kind, name := range opNames {
+		if name == "" || seen[name] {
+			t.Errorf("kind %d is called %q", kind, name)
+		}
+		seen[name] = true
 	}
 }

@@ -96,7 +96,7 @@ func New(ctx context.Context, dir string, backend Backend, opts Options) (*Mount
 	if err != nil {
 		return nil, err
 	}
-	m := &Mount{dir: dir, conn: conn, server: newServer(conn, fd, backend, opts), done: make(chan struct{})}
+	m := &Mount{dir: dir, conn: conn, server: newServer(conn, fd, backend, dir, opts), done: make(chan struct{})}
 	go func() {
 		defer close(m.done)
 		m.err = m.server.Serve(context.WithoutCancel(ctx))
@@ -133,6 +133,7 @@ const closingTime = 5 * time.Second
 // Shutdown ends the mount for good: what open files have not reported yet is flushed, and a mount that is in use is
 // detached; programs that still use it then get errors once this process has ended.
 func (m *Mount) Shutdown(ctx context.Context) error {
+	m.server.access.close()
 	err := m.Unmount(ctx, false)
 	if err == nil || !IsBusy(err) {
 		return err

@@ -49,6 +49,9 @@ type Server struct {
 	slots     chan struct{}
 	pages     *pages
 	walked    *walked
+	stats     *stats
+	access    *accessLog
+	config    string // what /.dfs/config holds
 	wg        sync.WaitGroup
 
 	mu         sync.Mutex
@@ -73,12 +76,13 @@ type fileHandle struct {
 }
 
 // newServer serves an established connection.
-func newServer(conn *fuse.Conn, fd int, backend Backend, opts Options) *Server {
+func newServer(conn *fuse.Conn, fd int, backend Backend, dir string, opts Options) *Server {
 	return &Server{
 		backend: backend, conn: conn, fd: fd, log: opts.Logger, attrValid: opts.AttrTimeout, root: opts.Root, show: opts.Show,
 		slots: make(chan struct{}, maxInFlight), pages: newPages(), walked: newWalked(),
 		files: map[fuse.HandleID]*fileHandle{}, dirs: map[fuse.HandleID]*dirHandle{},
 		running: map[fuse.RequestID]running{},
+		stats:   &stats{begun: time.Now()}, access: newAccessLog(), config: configText(dir, &opts),
 	}
 }
 
@@ -96,6 +100,7 @@ func (s *Server) Serve(ctx context.Context) error {
 			first = err
 		}
 	}
+	s.access.close()
 	s.wg.Wait()
 	s.closeAll(context.WithoutCancel(ctx))
 	return first
@@ -151,10 +156,29 @@ func (s *Server) dispatch(ctx context.Context, r fuse.Request) {
 			r.RespondError(interrupted)
 			return
 		}
-		if err := s.handle(opCtx, r); err != nil {
-			r.RespondError(errno(err))
-		}
+		s.answer(opCtx, r)
 	})
+}
+
+// answer handles a request and notes how that went.
+func (s *Server) answer(ctx context.Context, r fuse.Request) {
+	begun, kind := time.Now(), kindOf(r)
+	header, what, logged := *r.Hdr(), "", s.access.wanted()
+	if logged {
+		what = describe(kind, r) // before the reply, which gives the request's buffer away
+	}
+	ok, err := s.virtual(ctx, r)
+	if !ok {
+		err = s.handle(ctx, r)
+	}
+	if err != nil {
+		r.RespondError(errno(err))
+	}
+	took := time.Since(begun)
+	s.stats.count(kind, took, err)
+	if logged && !ok { // readers of the log do not read of themselves
+		s.access.add(accessLine(begun, &header, what, err, took))
+	}
 }
 
 // requestContext ends when the process that asked is killed, except for a release: nobody waits for it, and it must
