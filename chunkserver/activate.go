@@ -195,6 +195,9 @@ func (c *chunk) prepareAll(ctx context.Context, g grantReply, period uint64) err
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.activation != a.number { // fenced by the master, which needs no token
+		return a.self(dfserr.Errorf(dfserr.ErrStaleVersion, "activate chunk %s version %d: the role was taken away meanwhile", c.id, cfg.version))
+	}
 	c.becomeActiveLocked(a, g, period)
 	return nil
 }

@@ -179,6 +179,57 @@ func TestReplicaComesBackByTail(t *testing.T) {
 	})
 }
 
+// TestFencedWhileBroughtIntoStep: the master puts a replica out of a version in which it is just being brought into step, as primary or by a
+// copy of the log. It stays out: it acknowledges nothing and serves nothing of that version, and takes part in the next.
+func TestFencedWhileBroughtIntoStep(t *testing.T) {
+	for _, victim := range []int{0, 2} {
+		inBubble(t, 3, nil, func(w *world) {
+			n := w.nodes
+			w.master.configure(testChunk, nil, n[0], n[1])
+			w.retry(0, text(1, 100_000), 9, 1)
+			cfg := w.master.configure(testChunk, nil, n...)
+			version := dfs.Version(cfg.GetVersion())
+			for _, peer := range n[1:] {
+				w.net.SetDelay(n[0].host, peer.host, 300*time.Millisecond)
+			}
+			wr := w.writer(n[0])
+			ch := wr.send(writeHeader(testChunk, uint64(version), 0, text(2, 100), 9, 2), text(2, 100))
+			// Prepare is under way to the primary's peers after 150 ms; the copy of the log to the last one after 750 ms.
+			time.Sleep(150*time.Millisecond + time.Duration(victim)*300*time.Millisecond)
+			c, err := n[victim].srv().chunks.acquire(testChunk)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.mu.Lock()
+			role, ready := c.role, c.ready
+			c.mu.Unlock()
+			n[victim].srv().chunks.release(c)
+			if ready || (victim == 0) != (role == rolePrimary) || role == roleNone {
+				t.Fatalf("replica %d is not being brought into step: role %d, ready %v", victim, role, ready)
+			}
+			if err := n[victim].srv().fenceReplica(w.ctx, testChunk, version); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := answer(ch); err == nil {
+				t.Fatalf("replica %d was fenced, and a write was acknowledged", victim)
+			}
+			c.mu.Lock()
+			role, ready = c.role, c.ready
+			c.mu.Unlock()
+			if ready || role != roleNone {
+				t.Fatalf("replica %d was fenced and has role %d, ready %v", victim, role, ready)
+			}
+			for _, peer := range n[1:] {
+				w.net.SetDelay(n[0].host, peer.host, 0)
+			}
+			next := w.master.configure(testChunk, nil, n...)
+			w.retry(100_000, text(3, 100), 9, 3)
+			w.sameEverywhere(n...)
+			w.mustRead(n[victim], next.GetVersion(), 100_000, text(3, 100))
+		})
+	}
+}
+
 // TestRestartWithinVersion restarts servers without any change of configuration: what is idle comes back by itself.
 func TestRestartWithinVersion(t *testing.T) {
 	for position := range 3 {

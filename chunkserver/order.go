@@ -188,6 +188,11 @@ func (c *chunk) appendFirst(w *work, length int64) {
 		w.release()
 		return
 	}
+	if c.role != rolePrimary { // fenced meanwhile: nobody would answer
+		c.mu.Unlock()
+		w.refuse(0, dfserr.Errorf(dfserr.ErrLeaseExpired, "write to chunk %s", c.id))
+		return
+	}
 	c.pending = append(c.pending, pending{m.Seq, w.ws, w.client.GetTag(), m.Off, length})
 	var down *downstream
 	if c.ready {

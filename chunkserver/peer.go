@@ -182,6 +182,9 @@ func (h *handlers) CatchUp(ctx context.Context, req *dfsv1.CatchUpRequest) (*dfs
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.activation != req.GetActivation() { // fenced by the master, which needs no token
+		return nil, dfserr.Errorf(dfserr.ErrStaleVersion, "bring chunk %s version %d into step: the role was taken away meanwhile", c.id, cfg.version)
+	}
 	c.inStepLocked(state)
 	return &dfsv1.CatchUpReply{LastSeq: uint64(state.LastSeq)}, nil
 }
