@@ -102,12 +102,12 @@ func (a *activation) prepareOthers(ctx context.Context) error {
 	}
 	a.others = make([]peerLog, len(a.cfg.replicas)-1)
 	return a.each(func(i int, server dfs.ServerID) error {
-		peer, err := a.c.srv.peer(server)
+		ctx, cancel := context.WithTimeout(ctx, a.c.srv.cfg.PeerTimeout)
+		defer cancel()
+		peer, err := a.c.srv.peerUp(ctx, server)
 		if err != nil {
 			return err
 		}
-		ctx, cancel := context.WithTimeout(ctx, a.c.srv.cfg.PeerTimeout)
-		defer cancel()
 		reply, err := peer.Prepare(ctx, req)
 		if err != nil {
 			return err

@@ -93,6 +93,19 @@ func (s *Server) peer(id dfs.ServerID) (dfsv1.ChunkClient, error) {
 	return dfsv1.NewChunkClient(conn), nil
 }
 
+// peerUp is peer for a server that a new configuration has: it may just have come back.
+func (s *Server) peerUp(ctx context.Context, id dfs.ServerID) (dfsv1.ChunkClient, error) {
+	addr, err := s.members.lookup(id)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := s.control.GetUp(ctx, addr, id)
+	if err != nil {
+		return nil, err
+	}
+	return dfsv1.NewChunkClient(conn), nil
+}
+
 // answers reports whether a fresh connection to another chunkserver can be made and it is that server which answers.
 func (s *Server) answers(ctx context.Context, id dfs.ServerID, addr string) bool {
 	if s.control.Probe(ctx, addr) != nil {

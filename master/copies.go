@@ -158,23 +158,26 @@ func (s clusterService) ReplicaCopied(ctx context.Context, req *dfsv1.ReplicaCop
 	return &dfsv1.ReplicaCopiedReply{}, nil
 }
 
-// copied takes a complete copy into the configuration and ends its order.
+// copied takes a complete copy into the configuration, has it brought into step, and then ends its order.
 func (m *leader) copied(ctx context.Context, id dfs.ChunkID, target dfs.ServerID) error {
 	if !m.repairs.copying(id, target) {
 		return dfserr.Errorf(dfserr.ErrStaleVersion, "copy of chunk %s on server %s was not ordered by this master, or has timed out", id, target)
 	}
-	err := m.admitReplica(ctx, id, target)
-	m.repairs.endCopy(id, target, err != nil)
-	if err != nil {
+	if err := m.admitReplica(ctx, id, target); err != nil {
+		m.repairs.endCopy(id, target, true)
 		return err
 	}
 	m.background(func(ctx context.Context) {
 		// With a member that is away it would only cost that member its place; the next use activates it.
-		if r, err := m.chunkRecord(id); err == nil && m.liveReplicas(r.Replicas) == len(r.Replicas) {
+		r, err := m.chunkRecord(id)
+		if err == nil && m.liveReplicas(r.Replicas) == len(r.Replicas) {
 			if _, _, err := m.activateChunk(ctx, id); err != nil && ctx.Err() == nil {
 				m.log.Debug("new configuration is not active yet", "chunk", id.String(), "error", err)
 			}
+			r, err = m.chunkRecord(id)
 		}
+		// A target that cannot be brought into step is out again: the copy has failed, and is not made again at once.
+		m.repairs.endCopy(id, target, err == nil && !slices.Contains(r.Replicas, target))
 		m.repairs.changed(id)
 	})
 	return nil

@@ -238,6 +238,7 @@ type fakeServer struct {
 	copyMute   bool          // nobody is told of copies
 	copyHold   chan struct{} // copies wait for it
 	copies     int
+	cannot     uint64 // a server whose replica this one, as primary, cannot bring into step
 	activated  []uint64
 	deleted    []uint64
 	fences     int
@@ -583,7 +584,20 @@ func (s *fakeServer) Activate(_ context.Context, r *dfsv1.ActivateRequest) (*dfs
 	c := r.GetConfig()
 	s.mu.Lock()
 	s.activated = append(s.activated, c.GetVersion())
+	cannot := s.cannot
 	s.mu.Unlock()
+	if cannot != 0 && slices.Contains(ids(c), cannot) {
+		// As a real one: it tells the master, and goes on with what the master says.
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		reply, err := s.w.client.ReportFailure(ctx, &dfsv1.ReportFailureRequest{
+			Chunk: c.GetChunk(), Version: c.GetVersion(), Server: cannot, Reporter: s.id, Reason: "refused by the test",
+		})
+		if err != nil {
+			return nil, err
+		}
+		c = reply.GetConfig()
+	}
 	if _, err := s.acquire(c.GetChunk()); err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package master
 import (
 	"errors"
 	"io"
+	"slices"
 	"testing"
 	"time"
 
@@ -287,6 +288,60 @@ func TestCopyFails(t *testing.T) {
 			s.mu.Unlock()
 		}
 		w.eventually("healing", 2*time.Minute, w.healed)
+		w.checkReplicas(w.config(ino, 0), 3, 1000)
+	}, func(c *Config) { c.DeadAfter = 10 * time.Second })
+}
+
+// TestCopyThatDoesNotJoin: the primary cannot reach one server, which can copy all the same. The copy is not made again and again: there is a pause, and then
+// another server is tried, until there is none.
+func TestCopyThatDoesNotJoin(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addServers(5)
+		stop := w.keepAlive(w.session)
+		defer stop()
+		ino, c := w.newChunk("a", 1000)
+		if err := w.commit(ino, c, 1000, true); err != nil {
+			t.Fatal(err)
+		}
+		primary, lost := w.server(ids(c)[0]), w.server(ids(c)[2])
+		copies := func() (n int) {
+			for _, s := range w.servers {
+				s.mu.Lock()
+				n += s.copies
+				s.mu.Unlock()
+			}
+			return n
+		}
+		primary.mu.Lock()
+		primary.cannot = lost.id
+		primary.mu.Unlock()
+		// It has the replica, and its log's tail is all that is missing: it is the first choice.
+		w.complain(c, lost.id, primary.id, false)
+		w.eventually("first copy", 10*time.Second, func() bool { return copies() == 1 && len(ids(w.config(ino, 0))) == 2 })
+		time.Sleep(20 * time.Second)
+		if n := copies(); n != 1 || lost.copies != 1 {
+			t.Fatalf("%d copies, %d of them to the server that cannot be reached", n, lost.copies)
+		}
+		w.eventually("healing by another server", time.Minute, w.healed)
+		w.checkReplicas(w.config(ino, 0), 3, 1000)
+		if n := copies(); n != 2 || slices.Contains(ids(w.config(ino, 0)), lost.id) {
+			t.Fatalf("%d copies, replicas %v", n, ids(w.config(ino, 0)))
+		}
+		// With no other left, the same is tried, with pauses.
+		for _, s := range w.servers {
+			if s != lost && !slices.Contains(ids(c)[:2], s.id) {
+				s.kill()
+			}
+		}
+		begun := lost.copies
+		time.Sleep(3 * time.Minute)
+		if n := lost.copies - begun; n < 2 || n > 6 {
+			t.Fatalf("%d copies in three minutes to the only server left", n)
+		}
+		primary.mu.Lock()
+		primary.cannot = 0
+		primary.mu.Unlock()
+		w.eventually("healing", time.Minute, w.healed)
 		w.checkReplicas(w.config(ino, 0), 3, 1000)
 	}, func(c *Config) { c.DeadAfter = 10 * time.Second })
 }

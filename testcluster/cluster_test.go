@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"runtime/debug"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,10 +27,23 @@ func testLogger() hclog.Logger {
 	return hclog.New(&hclog.LoggerOptions{Level: hclog.LevelFromString(level), Output: os.Stderr})
 }
 
+// hangs is how long, in real time, one run on virtual time may take: many times what any takes on a slow machine with the race detector.
+const hangs = 5 * time.Minute
+
+// watch ends the whole process, with the stacks of all goroutines, unless it is stopped: a bubble in which something waits for what is outside never ends, and its own
+// clock stands still. It must be called outside the bubble.
+func watch(name string) *time.Timer {
+	return time.AfterFunc(hangs, func() {
+		debug.SetTraceback("all")
+		panic(fmt.Sprintf("%s has not ended after %v of real time", name, hangs))
+	})
+}
+
 // inMemory runs scenario on an in-memory cluster on virtual time.
 func inMemory(t *testing.T, cfg Config, scenario func(ctx context.Context, t *testing.T, c *Cluster)) {
 	t.Helper()
 	dir := t.TempDir() // outside: its clean-up runs after the bubble
+	defer watch(t.Name()).Stop()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 		defer cancel()

@@ -198,6 +198,43 @@ func TestUnreachable(t *testing.T) {
 	})
 }
 
+// TestGetUp: whoever knows that a peer has come back need not wait for reconnection.
+func TestGetUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := rpc.NewMem()
+		p := rpc.NewPool(m.Host("client"), rpc.PoolOptions{})
+		defer p.Close()
+		stat := func(get func() (*grpc.ClientConn, error)) error {
+			cc, err := get()
+			if err != nil {
+				return err
+			}
+			_, err = dfsv1.NewChunkClient(cc).Stat(t.Context(), &dfsv1.ChunkStatRequest{})
+			return err
+		}
+		plain := func() (*grpc.ClientConn, error) { return p.GetServer("cs:7", 0) }
+		up := func() (*grpc.ClientConn, error) { return p.GetUp(t.Context(), "cs:7", 0) }
+		for range 5 { // until the pauses are long
+			if err := stat(up); !rpc.IsRefused(err) {
+				t.Fatalf("nobody listens: %v", err)
+			}
+			time.Sleep(time.Second)
+		}
+		_, stop := serve(t, m.Host("cs"), "cs:7", &chunkService{})
+		defer stop()
+		began := time.Now()
+		if err := stat(plain); !rpc.IsRefused(err) {
+			t.Fatalf("it came up a moment ago, which nobody was told: %v", err)
+		}
+		if err := stat(up); err != nil || time.Since(began) != 0 {
+			t.Fatalf("it is said to be up: %v after %v", err, time.Since(began))
+		}
+		if err := stat(plain); err != nil {
+			t.Fatalf("afterwards: %v", err)
+		}
+	})
+}
+
 func TestDefaultDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := rpc.NewMem()

@@ -122,6 +122,33 @@ func (p *Pool) GetServer(addr string, id dfs.ServerID) (*grpc.ClientConn, error)
 	return cc, nil
 }
 
+// GetUp is GetServer for a chunkserver that is said to be up. When the last dial was refused, it looks whether that is still so: if not, calls need not
+// fail until reconnection is tried by itself.
+func (p *Pool) GetUp(ctx context.Context, addr string, id dfs.ServerID) (*grpc.ClientConn, error) {
+	cc, err := p.GetServer(addr, id)
+	if err != nil || cc.GetState() != connectivity.TransientFailure {
+		return cc, err
+	}
+	p.mu.Lock()
+	pe := p.peers[peerKey{addr, id}]
+	p.mu.Unlock()
+	if pe == nil || !pe.refused() || p.Probe(ctx, addr) != nil {
+		return cc, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	cc.ResetConnectBackoff()
+	cc.WaitForStateChange(ctx, connectivity.TransientFailure)
+	return cc, nil
+}
+
+// refused reports whether nobody listened at the last dial.
+func (pe *peer) refused() bool {
+	pe.mu.Lock()
+	defer pe.mu.Unlock()
+	return IsRefused(pe.dialErr)
+}
+
 // evictLocked makes room for one more address by closing the one unused for longest that has no connection up.
 func (p *Pool) evictLocked() {
 	if len(p.peers) < p.opts.MaxAddrs {

@@ -84,13 +84,18 @@ func (p *Planner) fits(id dfs.ServerID, parts int) bool {
 }
 
 // failure is a copy that failed, or found no target. Tasks of that class for the chunk wait, and stand behind
-// the others of their class. What found no target waits no longer than the servers stay the same.
+// the others of their class. What found no target waits no longer than the servers stay the same. After the wait another target
+// is preferred for a while.
 type failure struct {
-	class    class
-	until    time.Time
-	noTarget bool
-	servers  uint64 // the placer's change counter
+	class   class
+	waits   bool // until is still to come
+	until   time.Time
+	target  dfs.ServerID // 0: none was found
+	servers uint64       // the placer's change counter
 }
+
+// avoidFactor is how many times as long as it waits a failed copy's target is avoided.
+const avoidFactor = 10
 
 // New returns a planner that chooses targets with placer. The placer must know exactly the servers that can
 // take replicas now, and is only read, by Observe and Next.
@@ -197,7 +202,7 @@ func (p *Planner) Done(chunk dfs.ChunkID, target dfs.ServerID, failedCopy bool, 
 	}
 	p.end(chunk, r)
 	if failedCopy {
-		p.fail(chunk, r.class, false, now)
+		p.fail(chunk, r.class, target, now)
 	}
 }
 
@@ -214,19 +219,19 @@ func (p *Planner) end(chunk dfs.ChunkID, r running) {
 
 // hasFailed reports whether the task is one that failed of late.
 func (p *Planner) hasFailed(t *task) bool {
-	f, ok := p.failed[t.chunk.ID]
-	return ok && f.class == t.class
+	f := p.failed[t.chunk.ID]
+	return f.waits && f.class == t.class
 }
 
-// fail remembers a failure; when there are too many, the oldest is forgotten.
-func (p *Planner) fail(chunk dfs.ChunkID, of class, noTarget bool, now time.Time) {
+// fail remembers a failure, target 0 for want of one; when there are too many, the oldest is forgotten.
+func (p *Planner) fail(chunk dfs.ChunkID, of class, target dfs.ServerID, now time.Time) {
 	if _, ok := p.failed[chunk]; ok {
 		p.fails = slices.DeleteFunc(p.fails, func(c dfs.ChunkID) bool { return c == chunk })
 	} else if len(p.failed) >= p.limits.Queue {
 		delete(p.failed, p.fails[0])
 		p.fails = slices.Delete(p.fails, 0, 1)
 	}
-	p.failed[chunk] = failure{of, now.Add(p.limits.RetryAfter), noTarget, p.placer.Changes()}
+	p.failed[chunk] = failure{of, true, now.Add(p.limits.RetryAfter), target, p.placer.Changes()}
 	p.fails = append(p.fails, chunk)
 }
 
@@ -235,14 +240,20 @@ func (p *Planner) expire(now time.Time) {
 	for _, chunk := range slices.Sorted(maps.Keys(p.running)) {
 		if r := p.running[chunk]; !now.Before(r.since.Add(p.limits.CopyTimeout)) {
 			p.end(chunk, r)
-			p.fail(chunk, r.class, false, now)
+			p.fail(chunk, r.class, r.target, now)
 		}
 	}
 	p.fails = slices.DeleteFunc(p.fails, func(c dfs.ChunkID) bool {
 		f := p.failed[c]
-		over := !now.Before(f.until) || f.noTarget && f.servers != p.placer.Changes()
+		over := !now.Before(f.until.Add((avoidFactor - 1) * p.limits.RetryAfter))
+		if f.target == 0 {
+			over = !now.Before(f.until) || f.servers != p.placer.Changes()
+		}
 		if over {
 			delete(p.failed, c)
+		} else if f.waits && !now.Before(f.until) {
+			f.waits = false
+			p.failed[c] = f
 		}
 		return over
 	})
@@ -294,13 +305,13 @@ func (p *Planner) stepCopy(t *task, now time.Time) (commands []Command, finding 
 			busy = append(busy, id)
 		}
 	}
-	target, _ := p.target(t, busy)
+	target := p.freeTarget(t, busy)
 	if target == 0 {
 		free, why := p.target(t, nil)
 		if free != 0 {
 			return nil, nil, true
 		}
-		p.fail(t.chunk.ID, t.class, true, now)
+		p.fail(t.chunk.ID, t.class, 0, now)
 		if t.class == classOneRack {
 			return t.deletions(), nil, false // it stays in one rack, and is otherwise in order
 		}
@@ -340,6 +351,21 @@ func (p *Planner) source(c *Chunk, parts int) (dfs.ServerID, bool) {
 		return 0, false
 	}
 	return best.id, true
+}
+
+// freeTarget returns where the task's copy should go now, or 0. The target of a copy that failed of late comes into question only when
+// there is no other, busy or not.
+func (p *Planner) freeTarget(t *task, busy []dfs.ServerID) dfs.ServerID {
+	if f := p.failed[t.chunk.ID]; f.target != 0 {
+		if target, _ := p.target(t, append(slices.Clip(busy), f.target)); target != 0 {
+			return target
+		}
+		if other, _ := p.target(t, []dfs.ServerID{f.target}); other != 0 {
+			return 0
+		}
+	}
+	target, _ := p.target(t, busy)
+	return target
 }
 
 // target returns where the task's copy should go, or 0 and why nowhere. A server that holds a stray replica
