@@ -3,6 +3,7 @@ package chunkserver
 import (
 	"context"
 	"errors"
+	"time"
 
 	"dfs/internal/dfs"
 	"dfs/internal/dfserr"
@@ -20,6 +21,11 @@ func (h *handlers) Stat(ctx context.Context, req *dfsv1.ChunkStatRequest) (*dfsv
 		return nil, err
 	}
 	defer s.chunks.release(c)
+	if req.GetVerify() {
+		if err := c.verify(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if req.GetExact() {
 		v, err := c.primaryView(ctx, dfs.Version(req.GetVersion()))
 		if err == nil && req.GetHoldAppends() {
@@ -37,6 +43,42 @@ func (h *handlers) Stat(ctx context.Context, req *dfsv1.ChunkStatRequest) (*dfsv
 		return nil, dfserr.Errorf(dfserr.ErrStaleVersion, "stat of chunk %s version %d: this replica has version %d", c.id, req.GetVersion(), state.GetVersion())
 	}
 	return &dfsv1.ChunkStatReply{Replica: state}, nil
+}
+
+// maxVerifies is how many replicas are verified at once on demand.
+const maxVerifies = 2
+
+// verify reads the whole log and checks all of it. Damage is noted, as by the scrubber, and is no error here. ErrBusy: enough is being verified.
+func (c *chunk) verify(ctx context.Context) error {
+	select {
+	case c.srv.verifying <- struct{}{}:
+	default:
+		return dfserr.Errorf(dfserr.ErrBusy, "verify chunk %s: enough replicas are being verified", c.id)
+	}
+	defer func() { <-c.srv.verifying }()
+	rep, err := c.open()
+	if err != nil {
+		return err
+	}
+	if err := c.noticeDamage(rep.Verify(ctx, nil)); err != nil && !errors.Is(err, dfserr.ErrCorrupt) {
+		return err
+	}
+	return nil
+}
+
+// probePatience is how long another server may take to answer before it counts as not reached.
+const probePatience = time.Second
+
+// Probe says whether this server reaches another.
+func (h *handlers) Probe(ctx context.Context, req *dfsv1.ProbeRequest) (*dfsv1.ProbeReply, error) {
+	s, id := h.srv, dfs.ServerID(req.GetServer())
+	addr, err := s.members.lookup(id)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, probePatience)
+	defer cancel()
+	return &dfsv1.ProbeReply{Reached: s.answers(ctx, id, addr)}, nil
 }
 
 // describe returns the replica's state. ErrNotExist: there is none.

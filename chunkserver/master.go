@@ -111,7 +111,7 @@ func (s *Server) answers(ctx context.Context, id dfs.ServerID, addr string) bool
 	if s.control.Probe(ctx, addr) != nil {
 		return false
 	}
-	conn, err := s.control.GetServer(addr, id)
+	conn, err := s.control.GetUp(ctx, addr, id)
 	if err != nil {
 		return false
 	}

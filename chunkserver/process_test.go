@@ -342,6 +342,81 @@ func TestReportAndStat(t *testing.T) {
 	})
 }
 
+// TestVerifyOnDemand: the master has one replica read and verified.
+func TestVerifyOnDemand(t *testing.T) {
+	inBubble(t, 3, nil, func(w *world) {
+		w.master.configure(testChunk, nil, w.nodes...)
+		w.retry(0, text(1, 50_000), 9, 1)
+		verify := func(nd *node, chunk uint64) (string, error) {
+			reply, err := w.client(nd).Stat(w.ctx, &dfsv1.ChunkStatRequest{Chunk: chunk, Verify: true})
+			return reply.GetReplica().GetState(), err
+		}
+		for _, nd := range w.nodes {
+			if state, err := verify(nd, testChunk); state != "valid" || err != nil {
+				t.Fatalf("a sound replica: %s, %v", state, err)
+			}
+		}
+		if _, err := verify(w.nodes[0], 0x99); !errors.Is(err, dfserr.ErrNotExist) {
+			t.Fatalf("no replica: %v", err)
+		}
+		damage(t, w.nodes[2])
+		if state, err := verify(w.nodes[2], testChunk); state != "corrupt" || err != nil {
+			t.Fatalf("a damaged replica: %s, %v", state, err)
+		}
+		time.Sleep(time.Second)
+		w.master.mu.Lock()
+		if !slices.Contains(w.master.corrupt, testChunk) {
+			t.Error("the damage was not told")
+		}
+		w.master.mu.Unlock()
+		for range maxVerifies {
+			w.nodes[0].srv().verifying <- struct{}{}
+		}
+		if _, err := verify(w.nodes[0], testChunk); !errors.Is(err, dfserr.ErrBusy) {
+			t.Fatalf("one too many: %v", err)
+		}
+	})
+}
+
+// TestProbe: a server says which others it reaches.
+func TestProbe(t *testing.T) {
+	inBubble(t, 3, nil, func(w *world) {
+		probe := func(from *node, of uint64) (bool, error) {
+			reply, err := w.client(from).Probe(w.ctx, &dfsv1.ProbeRequest{Server: of})
+			return reply.GetReached(), err
+		}
+		want := func(what string, from, of int, want bool) {
+			t.Helper()
+			began := time.Now()
+			reached, err := probe(w.nodes[from], uint64(w.nodes[of].srv().ID()))
+			if err != nil || reached != want || time.Since(began) > probePatience {
+				t.Errorf("%s: %v, %v after %v", what, reached, err, time.Since(began))
+			}
+		}
+		want("up", 0, 1, true)
+		w.net.Cut(w.nodes[0].host, w.nodes[1].host)
+		want("cut off", 0, 1, false)
+		want("cut off from somebody else", 2, 1, true)
+		w.net.Heal(w.nodes[0].host, w.nodes[1].host)
+		time.Sleep(30 * time.Second)
+		want("healed", 0, 1, true)
+		w.net.CutOneWay(w.nodes[1].host, w.nodes[0].host)
+		want("answers are lost", 0, 1, false)
+		w.net.Heal(w.nodes[0].host, w.nodes[1].host)
+		w.net.Pause(w.nodes[2].host)
+		want("stopped", 0, 2, false)
+		w.net.Resume(w.nodes[2].host)
+		time.Sleep(30 * time.Second)
+		w.kill(w.nodes[2])
+		want("gone", 0, 2, false)
+		w.boot(w.nodes[2])
+		want("back", 0, 2, true)
+		if _, err := probe(w.nodes[0], 4711); !errors.Is(err, dfserr.ErrUnavailable) {
+			t.Errorf("an unknown server: %v", err)
+		}
+	})
+}
+
 func TestScrubFindsDamage(t *testing.T) {
 	inBubble(t, 3, func(c *Config) { c.ScrubInterval = time.Hour }, func(w *world) {
 		w.master.configure(testChunk, nil, w.nodes...)

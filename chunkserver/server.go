@@ -63,6 +63,8 @@ type Server struct {
 	released []dfs.ChunkID            // guarded by beatMu: leases to give back with the next heartbeat
 	corrupt  map[dfs.ChunkID]struct{} // guarded by beatMu: damaged replicas the master has not acknowledged
 
+	verifying chan struct{} // holds a token for each replica being verified on demand
+
 	ready     chan struct{}
 	readyOnce sync.Once
 	failed    chan error // has room for one
@@ -78,7 +80,7 @@ func New(cfg Config) (*Server, error) {
 	cfg = cfg.withDefaults()
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, buffers: rpc.NewBuffers(), serving: newServing(),
-		beatWake: make(chan struct{}, 1), corrupt: make(map[dfs.ChunkID]struct{}), ready: make(chan struct{}), failed: make(chan error, 1),
+		beatWake: make(chan struct{}, 1), corrupt: make(map[dfs.ChunkID]struct{}), verifying: make(chan struct{}, maxVerifies), ready: make(chan struct{}), failed: make(chan error, 1),
 	}
 	s.incarnation = s.random()
 	s.chunks = chunkTable{srv: s, limit: cfg.MaxChunks, m: make(map[dfs.ChunkID]*chunk)}

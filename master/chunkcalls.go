@@ -19,6 +19,7 @@ const (
 	deleteTimeout   = 10 * time.Second
 	fenceTimeout    = 2 * time.Second
 	probeTimeout    = time.Second
+	verifyTimeout   = 2 * time.Minute // for the largest chunk on a slow disk
 )
 
 // chunkClient returns the control connection to a chunkserver. ErrUnavailable when its address is not known.
@@ -86,6 +87,21 @@ func (m *leader) replicaState(ctx context.Context, server dfs.ServerID, chunk df
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	reply, err := c.Stat(ctx, &dfsv1.ChunkStatRequest{Chunk: uint64(chunk)})
+	if err != nil {
+		return nil, err
+	}
+	return reply.GetReplica(), nil
+}
+
+// verifiedState has a server read its replica and verify it, and returns what it then says about it.
+func (m *leader) verifiedState(ctx context.Context, server dfs.ServerID, chunk dfs.ChunkID) (*dfsv1.ReplicaState, error) {
+	c, err := m.chunkClient(server)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, verifyTimeout)
+	defer cancel()
+	reply, err := c.Stat(ctx, &dfsv1.ChunkStatRequest{Chunk: uint64(chunk), Verify: true})
 	if err != nil {
 		return nil, err
 	}

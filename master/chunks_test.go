@@ -1,6 +1,7 @@
 package master
 
 import (
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -225,6 +226,146 @@ func TestComplaints(t *testing.T) {
 		}
 		_, err := w.client.ReportFailure(w.ctx(), &dfsv1.ReportFailureRequest{Chunk: 4711, Server: 1})
 		wantErr(t, "report about no chunk", err, dfserr.ErrNotExist)
+	})
+}
+
+// TestSaidToBeCorrupt: a reader whose memory is bad, or that means harm, says of every replica that it is corrupt. Each is verified by its own
+// server, once in a while, and nothing else happens. Of a replica that is corrupt indeed the same word is enough.
+func TestSaidToBeCorrupt(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addServers(4)
+		stop := w.keepAlive(w.session)
+		defer stop()
+		ino, c := w.newChunk("f", 5)
+		if err := w.commit(ino, c, 5, true); err != nil {
+			t.Fatal(err)
+		}
+		w.eventually("first walk", 5*time.Second, w.healed)
+		for range 30 {
+			for _, id := range ids(c) {
+				if now := w.complain(c, id, 0, true); now.GetVersion() != c.GetVersion() {
+					t.Fatalf("a reader's word cost server %d its place", id)
+				}
+			}
+			time.Sleep(500 * time.Millisecond)
+		}
+		if r := w.report(); r.GetCorrupt() != 0 {
+			t.Fatalf("%d chunks are said to have corrupt replicas", r.GetCorrupt())
+		}
+		for _, id := range ids(c) {
+			s := w.server(id)
+			s.mu.Lock()
+			n := len(s.verified)
+			s.mu.Unlock()
+			if n != 2 {
+				t.Fatalf("server %d verified its replica %d times in 15 s, want one every 10 s", id, n)
+			}
+		}
+		for _, s := range w.servers {
+			if !slices.Contains(ids(c), s.id) {
+				w.complain(c, s.id, 0, true)
+				time.Sleep(time.Second)
+				if len(s.verified) != 0 {
+					t.Fatal("a server was made to verify a replica that the chunk does not have")
+				}
+			}
+		}
+		time.Sleep(10 * time.Second)
+		bad := w.server(ids(c)[1])
+		bad.mu.Lock()
+		bad.rotten = map[uint64]bool{c.GetChunk(): true}
+		bad.mu.Unlock()
+		w.complain(c, bad.id, 0, true)
+		w.eventually("removal of the corrupt replica", 10*time.Second, func() bool { return !slices.Contains(ids(w.config(ino, 0)), bad.id) })
+		w.eventually("healing", 30*time.Second, w.healed)
+		w.checkReplicas(w.config(ino, 0), 3, 5)
+	})
+}
+
+// TestWhoIsCutOff: a primary accuses a live secondary. Others decide which of the two goes.
+func TestWhoIsCutOff(t *testing.T) {
+	for _, x := range []struct {
+		name          string
+		servers       int
+		cutOff, gone  []int // by place in the chain, 3 for the server outside it
+		accuser, goes int
+	}{
+		{"the primary", 4, []int{0}, nil, 0, 0},
+		{"the primary, with one witness", 3, []int{0}, nil, 0, 0},
+		{"the secondary", 4, []int{1}, nil, 0, 1},
+		{"neither: the path between the two", 4, nil, nil, 0, 1},
+		{"no witness answers", 3, []int{0}, []int{2}, 0, 1},
+		{"both", 4, []int{0, 1}, nil, 0, 1},
+		{"the secondary, which accuses the primary for long", 4, []int{2}, nil, 2, 2},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, w *world) {
+				w.addServers(x.servers)
+				w.noCopies()
+				_, c := w.newChunk("f", 5)
+				chain := ids(c)
+				for _, s := range w.servers {
+					if !slices.Contains(chain, s.id) {
+						chain = append(chain, s.id)
+					}
+				}
+				for _, i := range x.cutOff {
+					w.server(chain[i]).cutOff = true
+				}
+				for _, i := range x.gone {
+					s := w.server(chain[i])
+					s.mu.Lock()
+					s.failCalls = dfserr.Errorf(dfserr.ErrUnavailable, "refused by the test")
+					s.mu.Unlock()
+				}
+				accused := chain[1]
+				if x.accuser != 0 {
+					accused = chain[0]
+				}
+				now := w.complain(c, accused, chain[x.accuser], false)
+				for end := time.Now().Add(5 * time.Second); x.accuser != 0 && now.GetVersion() == c.GetVersion() && time.Now().Before(end); {
+					time.Sleep(500 * time.Millisecond)
+					now = w.complain(c, accused, chain[x.accuser], false)
+				}
+				want := slices.DeleteFunc(slices.Clone(ids(c)), func(id uint64) bool { return id == chain[x.goes] })
+				if !slices.Equal(ids(now), want) {
+					t.Fatalf("configuration %v after %v, want %v", ids(now), ids(c), want)
+				}
+				if _, err := w.server(ids(now)[0]).acquire(c.GetChunk()); err != nil {
+					t.Fatalf("lease: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// TestCutOffPrimaryStaysWhenItIsTheLast: the replica that it accuses has only just joined, and need not have everything.
+func TestCutOffPrimaryStaysWhenItIsTheLast(t *testing.T) {
+	inBubble(t, func(t *testing.T, w *world) {
+		w.addServers(4)
+		w.noCopies()
+		ino, c := w.newChunk("f", 5)
+		primary := w.server(ids(c)[0])
+		for _, id := range ids(c)[1:] {
+			w.complain(w.config(ino, 0), id, primary.id, false)
+		}
+		if alone := w.config(ino, 0); len(ids(alone)) != 1 {
+			t.Fatalf("replicas: %v", ids(alone))
+		}
+		primary.mu.Lock()
+		primary.cutOff, primary.failCalls = true, dfserr.Errorf(dfserr.ErrUnavailable, "refused by the test") // nothing is brought into step
+		primary.mu.Unlock()
+		for _, s := range w.servers {
+			s.mu.Lock()
+			s.copyErr = ""
+			s.mu.Unlock()
+		}
+		w.eventually("copies join", 2*time.Minute, func() bool { return len(ids(w.config(ino, 0))) == 3 })
+		joined := w.config(ino, 0)
+		now := w.complain(joined, ids(joined)[1], primary.id, false)
+		if !slices.Equal(ids(now), []uint64{primary.id, ids(joined)[2]}) {
+			t.Fatalf("configuration %v after %v", ids(now), ids(joined))
+		}
 	})
 }
 

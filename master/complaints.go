@@ -1,6 +1,9 @@
 package master
 
 import (
+	"context"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -51,6 +54,56 @@ func (c *complaints) repeated(chunk dfs.ChunkID, server dfs.ServerID, version df
 	t.last = now
 	c.open[k] = t
 	return now.Sub(t.first) >= repeatFor
+}
+
+// verifications remembers which replicas servers were asked to verify of late: at most maxComplaints, each for verifyPause.
+type verifications struct {
+	mu    sync.Mutex
+	begun map[complaintKey]time.Time // guarded by mu
+}
+
+// verifyPause is how long a replica is not verified again, whatever is said of it.
+const verifyPause = 10 * time.Second
+
+// begin reports whether a replica is to be verified now.
+func (v *verifications) begin(chunk dfs.ChunkID, server dfs.ServerID) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	now, k := time.Now(), complaintKey{chunk, server}
+	if at, ok := v.begun[k]; ok && now.Sub(at) < verifyPause {
+		return false
+	}
+	if len(v.begun) >= maxComplaints {
+		maps.DeleteFunc(v.begun, func(_ complaintKey, at time.Time) bool { return now.Sub(at) >= verifyPause })
+	}
+	if len(v.begun) >= maxComplaints {
+		return false
+	}
+	if v.begun == nil {
+		v.begun = map[complaintKey]time.Time{}
+	}
+	v.begun[k] = now
+	return true
+}
+
+// verifyReplica has a server read its replica whole, because somebody says that it is corrupt. Nothing else follows from such a word: the memory
+// of whoever says so may be bad, or its intentions. What the server finds is as if its scrubber had found it.
+func (m *leader) verifyReplica(chunk dfs.ChunkID, server dfs.ServerID, reason string) {
+	r, err := m.chunkRecord(chunk)
+	if err != nil || !slices.Contains(r.Replicas, server) || m.repairs.isCorrupt(chunk, server) || !m.verifying.begin(chunk, server) {
+		return
+	}
+	m.background(func(ctx context.Context) {
+		state, err := m.verifiedState(ctx, server, chunk)
+		if err != nil {
+			m.log.Warn("a replica said to be corrupt could not be verified", "chunk", chunk.String(), "server", server.String(), "reason", reason, "error", err)
+			return
+		}
+		m.log.Warn("a replica said to be corrupt was verified", "chunk", chunk.String(), "server", server.String(), "reason", reason, "outcome", state.GetState())
+		if state.GetState() == "corrupt" {
+			m.repairs.corrupt(chunk, server)
+		}
+	})
 }
 
 // forget drops what was said about a chunk's former configuration.

@@ -272,9 +272,14 @@ func (l *leader) reportFailure(ctx context.Context, r *dfsv1.ReportFailureReques
 	if len(reason) > maxTextBytes {
 		reason = reason[:maxTextBytes]
 	}
+	if r.GetCorrupt() {
+		l.verifyReplica(id, dfs.ServerID(r.GetServer()), reason)
+		if r.GetReporter() == 0 { // a reader, who asks another replica
+			return l.failureReply(id)
+		}
+	}
 	_, err := l.takeComplaint(ctx, complaint{
-		chunk: id, version: dfs.Version(r.GetVersion()), server: dfs.ServerID(r.GetServer()), reporter: dfs.ServerID(r.GetReporter()),
-		corrupt: r.GetCorrupt(), reason: reason,
+		chunk: id, version: dfs.Version(r.GetVersion()), server: dfs.ServerID(r.GetServer()), reporter: dfs.ServerID(r.GetReporter()), reason: reason,
 	})
 	if err != nil {
 		return nil, err

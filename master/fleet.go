@@ -422,6 +422,18 @@ func (f *fleet) lookup(id dfs.ServerID) (cluster.Server, bool) {
 	return f.state.Lookup(id, time.Now())
 }
 
+// liveServers returns the servers that are alive, by id.
+func (f *fleet) liveServers() []dfs.ServerID {
+	now := time.Now()
+	var ids []dfs.ServerID
+	for _, s := range f.snapshot() {
+		if aliveNow(s, now) {
+			ids = append(ids, s.ID)
+		}
+	}
+	return ids
+}
+
 func (f *fleet) snapshot() []cluster.Server {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -238,6 +238,9 @@ type fakeServer struct {
 	copyMute   bool          // nobody is told of copies
 	copyHold   chan struct{} // copies wait for it
 	copies     int
+	cutOff     bool            // no other chunkserver reaches it, nor it them
+	rotten     map[uint64]bool // what verifying a chunk's replica finds
+	verified   []uint64
 	cannot     uint64 // a server whose replica this one, as primary, cannot bring into step
 	activated  []uint64
 	deleted    []uint64
@@ -532,6 +535,14 @@ func (s *fakeServer) Stat(_ context.Context, r *dfsv1.ChunkStatRequest) (*dfsv1.
 	s.mu.Lock()
 	s.stats++
 	rep := s.replicas[r.GetChunk()]
+	state := "valid"
+	if r.GetVerify() {
+		s.verified = append(s.verified, r.GetChunk())
+		if s.rotten[r.GetChunk()] {
+			state = "corrupt"
+			s.corrupt = append(s.corrupt, r.GetChunk())
+		}
+	}
 	var have fakeReplica
 	if rep != nil {
 		have = *rep
@@ -553,8 +564,18 @@ func (s *fakeServer) Stat(_ context.Context, r *dfsv1.ChunkStatRequest) (*dfsv1.
 		return nil, dfserr.Errorf(dfserr.ErrNotExist, "chunk %d", r.GetChunk())
 	}
 	return &dfsv1.ChunkStatReply{Replica: &dfsv1.ReplicaState{
-		Chunk: r.GetChunk(), Server: s.id, Version: have.version, Length: have.length, State: "valid",
+		Chunk: r.GetChunk(), Server: s.id, Version: have.version, Length: have.length, State: state,
 	}}, nil
+}
+
+func (s *fakeServer) Probe(_ context.Context, r *dfsv1.ProbeRequest) (*dfsv1.ProbeReply, error) {
+	if err := s.broken(); err != nil {
+		return nil, err
+	}
+	other := s.w.server(r.GetServer())
+	other.mu.Lock()
+	defer other.mu.Unlock()
+	return &dfsv1.ProbeReply{Reached: !other.cutOff}, nil
 }
 
 func (s *fakeServer) leaseOf(chunk uint64) time.Time {

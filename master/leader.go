@@ -35,6 +35,8 @@ type leader struct {
 	sessions   *sessionTable
 	repairs    *repairs
 	complaints complaints
+	verdicts   verdicts
+	verifying  verifications
 	unsettled  unsettled
 	chunkLocks keyedLocks[dfs.ChunkID]
 	nextChunk  placementHint

@@ -165,7 +165,7 @@ type complaint struct {
 	version  dfs.Version
 	server   dfs.ServerID
 	reporter dfs.ServerID // 0: a client
-	corrupt  bool
+	corrupt  bool         // known to be unusable
 	reason   string
 }
 
@@ -194,12 +194,21 @@ func (m *leader) takeComplaint(ctx context.Context, c complaint) (chunks.Record,
 		m.repairs.wake()
 		return r, nil
 	}
+	if c.server != c.reporter && slices.Contains(r.Replicas, c.reporter) && m.fleet.alive(c.server) && m.accuserCutOff(ctx, c.reporter, c.server, r.Replicas) {
+		other := c
+		other.server, other.reason = c.reporter, "cut off: others reach "+c.server.String()+", of which it says: "+c.reason
+		now, err := m.excludeReplica(ctx, other, r)
+		if err != nil || now.Version != r.Version {
+			return now, err
+		}
+	}
 	return m.excludeReplica(ctx, c, r)
 }
 
 // believe decides whether the complaint costs the replica its place in the configuration.
 //
-// A complaint by a member of the chain about another, or about itself, is believed: those two must work together.
+// A complaint by a member of the chain about another, or about itself, is believed: those two must work together. (Which of the two is to
+// go, takeComplaint asks witnesses.) That a replica is corrupt is believed of nobody but its own server (verifyReplica).
 // A client only ever needs the primary; when a secondary does not answer it, it reads elsewhere, and a
 // replica that merely cannot be read by someone keeps its place. What it says of the primary is checked.
 func (m *leader) believe(ctx context.Context, c complaint, r *chunks.Record) bool {

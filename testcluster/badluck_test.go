@@ -20,8 +20,10 @@ import (
 	"dfs/client"
 	"dfs/internal/dfs"
 	"dfs/internal/dfserr"
+	"dfs/internal/rpc"
 	"dfs/internal/vfs"
 	"dfs/master"
+	dfsv1 "dfs/proto/dfs/v1"
 )
 
 // Bad input and bad luck: each is met with a clear error that names the input, and loses nothing.
@@ -622,6 +624,102 @@ func replicaFiles(t *testing.T, disk vfs.FS) []string {
 }
 
 // TestCorruptReplica: readers get the right bytes from another replica, and the damaged one is replaced by itself.
+// TestPrimaryCutOffFromChunkservers: a primary that reaches the master and clients, and no other chunkserver, is replaced; it does not shrink the chunk to itself. Nothing is
+// acknowledged with fewer than min_replicas meanwhile, and what was acknowledged is there when the primary's disk is lost.
+func TestPrimaryCutOffFromChunkservers(t *testing.T) {
+	for _, x := range []struct{ servers, replication int }{{3, 3}, {4, 3}, {4, 2}} {
+		t.Run(fmt.Sprintf("%d servers, %d replicas", x.servers, x.replication), func(t *testing.T) {
+			inMemory(t, Config{Chunkservers: x.servers}, func(ctx context.Context, t *testing.T, cl *Cluster) {
+				c := cl.dial(ctx, t)
+				f, err := c.CreateFile(ctx, "/f", os.O_RDWR|os.O_EXCL, 0o644, client.CreateOptions{Replication: x.replication})
+				check(t, err)
+				want := pattern(dfs.MiB, 1)
+				_, err = f.WriteAt(want, 0)
+				check(t, err)
+				chunks, err := c.Chunks(ctx, "/f")
+				check(t, err)
+				primary := cl.index(t, chunks[0].Replicas[0].Server)
+				for i := range x.servers {
+					if i != primary {
+						cl.Net.Cut(ChunkserverHost(primary), ChunkserverHost(i))
+					}
+				}
+				begun := time.Now()
+				more := pattern(dfs.MiB, 2)
+				_, err = f.WriteAt(more, dfs.MiB)
+				check(t, err)
+				took := time.Since(begun)
+				t.Logf("the write took %v", took)
+				if took > 20*time.Second {
+					t.Errorf("the write took %v", took)
+				}
+				check(t, f.Sync(ctx))
+				chunks, err = c.Chunks(ctx, "/f")
+				check(t, err)
+				for _, r := range chunks[0].Replicas {
+					if cl.index(t, r.Server) == primary {
+						t.Error("the server that was cut off is still in the chain")
+					}
+				}
+				if n := len(chunks[0].Replicas); n < 2 {
+					t.Errorf("acknowledged with %d replicas", n)
+				}
+				cl.kills(ctx, t, primary)
+				wantContent(ctx, t, cl.dial(ctx, t), "/f", append(want, more...))
+				check(t, f.Close())
+			})
+		})
+	}
+}
+
+// TestReaderThatSeesDamageEverywhere: a client's word that replicas are corrupt costs none of them its place.
+func TestReaderThatSeesDamageEverywhere(t *testing.T) {
+	inMemory(t, Config{}, func(ctx context.Context, t *testing.T, cl *Cluster) {
+		c := cl.dial(ctx, t)
+		want := pattern(dfs.MiB, 1)
+		mustWriteFile(ctx, t, c, "/f", want)
+		before, err := c.Chunks(ctx, "/f")
+		check(t, err)
+		pool := rpc.NewPool(cl.Net.Host("127.0.1.250"), rpc.PoolOptions{})
+		defer pool.Close()
+		cc, err := pool.Get(cl.Masters()[0])
+		check(t, err)
+		for range 20 {
+			for _, r := range before[0].Replicas {
+				_, err := dfsv1.NewMasterClient(cc).ReportFailure(ctx, &dfsv1.ReportFailureRequest{
+					Chunk: uint64(before[0].Chunk), Version: uint64(before[0].Version), Server: uint64(r.Server), Reason: "said the test", Corrupt: true,
+				})
+				check(t, err)
+			}
+			time.Sleep(time.Second)
+		}
+		after, err := c.Chunks(ctx, "/f")
+		check(t, err)
+		if after[0].Version != before[0].Version || len(after[0].Replicas) != 3 {
+			t.Errorf("before: %+v, after: %+v", before[0], after[0])
+		}
+		totals, err := c.Fsck(ctx, "/", func(f client.Finding) error { t.Errorf("%+v", f); return nil })
+		check(t, err)
+		if totals.CorruptChunks != 0 {
+			t.Errorf("%+v", totals)
+		}
+		// One of them is damaged indeed: the same word has it found and repaired, without anybody reading it.
+		victim := cl.index(t, before[0].Replicas[2].Server)
+		disk := cl.Disk(victim).(*vfs.Mem)
+		check(t, disk.Corrupt(replicaFiles(t, disk)[0], func(b []byte) { b[len(b)/2] ^= 1 }))
+		time.Sleep(10 * time.Second)
+		_, err = dfsv1.NewMasterClient(cc).ReportFailure(ctx, &dfsv1.ReportFailureRequest{
+			Chunk: uint64(before[0].Chunk), Version: uint64(before[0].Version), Server: uint64(before[0].Replicas[2].Server), Reason: "said the test", Corrupt: true,
+		})
+		check(t, err)
+		eventually(t, time.Minute, "repaired", func() bool {
+			now, err := c.Chunks(ctx, "/f")
+			return err == nil && now[0].Version > before[0].Version && len(now[0].Replicas) == 3
+		})
+		wantContent(ctx, t, c, "/f", want)
+	})
+}
+
 func TestCorruptReplica(t *testing.T) {
 	inMemory(t, Config{}, func(ctx context.Context, t *testing.T, cl *Cluster) {
 		c := cl.dial(ctx, t)

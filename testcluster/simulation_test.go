@@ -250,7 +250,7 @@ func (s *sim) faults(ctx context.Context, stop <-chan struct{}) {
 	ms := func(from, to int) time.Duration { return time.Duration(from+rng.IntN(to-from)) * time.Millisecond }
 	for wait(ms(50, 1500)) {
 		i := rng.IntN(s.cl.Chunkservers())
-		switch kind := rng.IntN(12); {
+		switch kind := rng.IntN(13); {
 		case kind < 3:
 			s.count("kill chunkserver")
 			s.must(s.cl.KillChunkserver(ctx, i))
@@ -280,9 +280,14 @@ func (s *sim) faults(ctx context.Context, stop <-chan struct{}) {
 			s.cl.Net.SetDelay(a, b, ms(1, 400))
 			wait(ms(100, 4000))
 			s.cl.Net.SetDelay(a, b, 0)
-		case kind < 11: // clients still reach it
-			s.count("isolate chunkserver")
-			others := append([]string{MasterHost}, hosts[1:1+s.cl.Chunkservers()]...)
+		case kind < 12: // clients still reach it, and perhaps the master
+			others := hosts[1 : 1+s.cl.Chunkservers()]
+			if kind < 11 {
+				s.count("isolate chunkserver")
+				others = hosts[:1+s.cl.Chunkservers()]
+			} else {
+				s.count("isolate chunkserver from chunkservers")
+			}
 			for _, h := range others {
 				if h != ChunkserverHost(i) {
 					s.cl.Net.Cut(h, ChunkserverHost(i))

@@ -948,7 +948,10 @@ type ChunkStatRequest struct {
 	Exact   bool                   `protobuf:"varint,3,opt,name=exact,proto3" json:"exact,omitempty"`     // only the primary may answer, with the committed length
 	// With exact: the file is about to end elsewhere. Answer when the appends taken so far are committed, and take no other
 	// before the master has been asked again (AcquireLease) where the file ends.
-	HoldAppends   bool `protobuf:"varint,4,opt,name=hold_appends,json=holdAppends,proto3" json:"hold_appends,omitempty"`
+	HoldAppends bool `protobuf:"varint,4,opt,name=hold_appends,json=holdAppends,proto3" json:"hold_appends,omitempty"`
+	// The replica's whole log is read first, and every checksum in it verified: the state says what came of it. BUSY: enough replicas are
+	// being verified.
+	Verify        bool `protobuf:"varint,5,opt,name=verify,proto3" json:"verify,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1007,6 +1010,13 @@ func (x *ChunkStatRequest) GetExact() bool {
 func (x *ChunkStatRequest) GetHoldAppends() bool {
 	if x != nil {
 		return x.HoldAppends
+	}
+	return false
+}
+
+func (x *ChunkStatRequest) GetVerify() bool {
+	if x != nil {
+		return x.Verify
 	}
 	return false
 }
@@ -1987,6 +1997,94 @@ func (x *DeleteReplicasReply) GetDeleted() []uint64 {
 	return nil
 }
 
+type ProbeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        uint64                 `protobuf:"varint,1,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeRequest) Reset() {
+	*x = ProbeRequest{}
+	mi := &file_dfs_v1_chunk_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeRequest) ProtoMessage() {}
+
+func (x *ProbeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_dfs_v1_chunk_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeRequest.ProtoReflect.Descriptor instead.
+func (*ProbeRequest) Descriptor() ([]byte, []int) {
+	return file_dfs_v1_chunk_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ProbeRequest) GetServer() uint64 {
+	if x != nil {
+		return x.Server
+	}
+	return 0
+}
+
+type ProbeReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reached       bool                   `protobuf:"varint,1,opt,name=reached,proto3" json:"reached,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeReply) Reset() {
+	*x = ProbeReply{}
+	mi := &file_dfs_v1_chunk_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeReply) ProtoMessage() {}
+
+func (x *ProbeReply) ProtoReflect() protoreflect.Message {
+	mi := &file_dfs_v1_chunk_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeReply.ProtoReflect.Descriptor instead.
+func (*ProbeReply) Descriptor() ([]byte, []int) {
+	return file_dfs_v1_chunk_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ProbeReply) GetReached() bool {
+	if x != nil {
+		return x.Reached
+	}
+	return false
+}
+
 type DeleteReplicasRequest_Item struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chunk         uint64                 `protobuf:"varint,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
@@ -1997,7 +2095,7 @@ type DeleteReplicasRequest_Item struct {
 
 func (x *DeleteReplicasRequest_Item) Reset() {
 	*x = DeleteReplicasRequest_Item{}
-	mi := &file_dfs_v1_chunk_proto_msgTypes[29]
+	mi := &file_dfs_v1_chunk_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2107,7 @@ func (x *DeleteReplicasRequest_Item) String() string {
 func (*DeleteReplicasRequest_Item) ProtoMessage() {}
 
 func (x *DeleteReplicasRequest_Item) ProtoReflect() protoreflect.Message {
-	mi := &file_dfs_v1_chunk_proto_msgTypes[29]
+	mi := &file_dfs_v1_chunk_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2126,12 +2224,13 @@ const file_dfs_v1_chunk_proto_rawDesc = "" +
 	"\x03seq\x18\x03 \x01(\x04R\x03seq\"S\n" +
 	"\tSyncReply\x12#\n" +
 	"\rfailed_server\x18\x01 \x01(\x04R\ffailedServer\x12!\n" +
-	"\fchunk_length\x18\x02 \x01(\x03R\vchunkLength\"{\n" +
+	"\fchunk_length\x18\x02 \x01(\x03R\vchunkLength\"\x93\x01\n" +
 	"\x10ChunkStatRequest\x12\x14\n" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x14\n" +
 	"\x05exact\x18\x03 \x01(\bR\x05exact\x12!\n" +
-	"\fhold_appends\x18\x04 \x01(\bR\vholdAppends\"@\n" +
+	"\fhold_appends\x18\x04 \x01(\bR\vholdAppends\x12\x16\n" +
+	"\x06verify\x18\x05 \x01(\bR\x06verify\"@\n" +
 	"\x0eChunkStatReply\x12.\n" +
 	"\areplica\x18\x01 \x01(\v2\x14.dfs.v1.ReplicaStateR\areplica\">\n" +
 	"\x05Epoch\x12\x18\n" +
@@ -2204,14 +2303,19 @@ const file_dfs_v1_chunk_proto_rawDesc = "" +
 	"\x05chunk\x18\x01 \x01(\x04R\x05chunk\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\"/\n" +
 	"\x13DeleteReplicasReply\x12\x18\n" +
-	"\adeleted\x18\x01 \x03(\x04R\adeleted*W\n" +
+	"\adeleted\x18\x01 \x03(\x04R\adeleted\"&\n" +
+	"\fProbeRequest\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\x04R\x06server\"&\n" +
+	"\n" +
+	"ProbeReply\x12\x18\n" +
+	"\areached\x18\x01 \x01(\bR\areached*W\n" +
 	"\fMutationKind\x12\x18\n" +
 	"\x14MUTATION_UNSPECIFIED\x10\x00\x12\t\n" +
 	"\x05WRITE\x10\x01\x12\n" +
 	"\n" +
 	"\x06APPEND\x10\x02\x12\b\n" +
 	"\x04ZERO\x10\x03\x12\f\n" +
-	"\bTRUNCATE\x10\x042\xff\x05\n" +
+	"\bTRUNCATE\x10\x042\xb2\x06\n" +
 	"\x05Chunk\x121\n" +
 	"\x05Write\x12\x12.dfs.v1.WriteFrame\x1a\x10.dfs.v1.WriteAck(\x010\x01\x120\n" +
 	"\x04Read\x12\x13.dfs.v1.ReadRequest\x1a\x11.dfs.v1.ReadFrame0\x01\x12.\n" +
@@ -2222,7 +2326,8 @@ const file_dfs_v1_chunk_proto_rawDesc = "" +
 	"\aCatchUp\x12\x16.dfs.v1.CatchUpRequest\x1a\x14.dfs.v1.CatchUpReply\x127\n" +
 	"\bFetchLog\x12\x17.dfs.v1.FetchLogRequest\x1a\x10.dfs.v1.LogFrame0\x01\x125\n" +
 	"\vSyncReplica\x12\x13.dfs.v1.SyncRequest\x1a\x11.dfs.v1.SyncReply\x12=\n" +
-	"\tCommitted\x12\x18.dfs.v1.CommittedRequest\x1a\x16.dfs.v1.CommittedReply\x12:\n" +
+	"\tCommitted\x12\x18.dfs.v1.CommittedRequest\x1a\x16.dfs.v1.CommittedReply\x121\n" +
+	"\x05Probe\x12\x14.dfs.v1.ProbeRequest\x1a\x12.dfs.v1.ProbeReply\x12:\n" +
 	"\bActivate\x12\x17.dfs.v1.ActivateRequest\x1a\x15.dfs.v1.ActivateReply\x12C\n" +
 	"\vCopyReplica\x12\x1a.dfs.v1.CopyReplicaRequest\x1a\x18.dfs.v1.CopyReplicaReply\x12L\n" +
 	"\x0eDeleteReplicas\x12\x1d.dfs.v1.DeleteReplicasRequest\x1a\x1b.dfs.v1.DeleteReplicasReplyB\x18Z\x16dfs/proto/dfs/v1;dfsv1b\x06proto3"
@@ -2240,7 +2345,7 @@ func file_dfs_v1_chunk_proto_rawDescGZIP() []byte {
 }
 
 var file_dfs_v1_chunk_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_dfs_v1_chunk_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_dfs_v1_chunk_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_dfs_v1_chunk_proto_goTypes = []any{
 	(MutationKind)(0),                  // 0: dfs.v1.MutationKind
 	(*WriteHeader)(nil),                // 1: dfs.v1.WriteHeader
@@ -2272,9 +2377,11 @@ var file_dfs_v1_chunk_proto_goTypes = []any{
 	(*CopyReplicaReply)(nil),           // 27: dfs.v1.CopyReplicaReply
 	(*DeleteReplicasRequest)(nil),      // 28: dfs.v1.DeleteReplicasRequest
 	(*DeleteReplicasReply)(nil),        // 29: dfs.v1.DeleteReplicasReply
-	(*DeleteReplicasRequest_Item)(nil), // 30: dfs.v1.DeleteReplicasRequest.Item
-	(*ReplicaState)(nil),               // 31: dfs.v1.ReplicaState
-	(*ChunkConfig)(nil),                // 32: dfs.v1.ChunkConfig
+	(*ProbeRequest)(nil),               // 30: dfs.v1.ProbeRequest
+	(*ProbeReply)(nil),                 // 31: dfs.v1.ProbeReply
+	(*DeleteReplicasRequest_Item)(nil), // 32: dfs.v1.DeleteReplicasRequest.Item
+	(*ReplicaState)(nil),               // 33: dfs.v1.ReplicaState
+	(*ChunkConfig)(nil),                // 34: dfs.v1.ChunkConfig
 }
 var file_dfs_v1_chunk_proto_depIdxs = []int32{
 	0,  // 0: dfs.v1.WriteHeader.kind:type_name -> dfs.v1.MutationKind
@@ -2282,15 +2389,15 @@ var file_dfs_v1_chunk_proto_depIdxs = []int32{
 	0,  // 2: dfs.v1.ForwardHeader.kind:type_name -> dfs.v1.MutationKind
 	4,  // 3: dfs.v1.ForwardFrame.header:type_name -> dfs.v1.ForwardHeader
 	8,  // 4: dfs.v1.ReadFrame.header:type_name -> dfs.v1.ReadHeader
-	31, // 5: dfs.v1.ChunkStatReply.replica:type_name -> dfs.v1.ReplicaState
-	32, // 6: dfs.v1.PrepareRequest.config:type_name -> dfs.v1.ChunkConfig
+	33, // 5: dfs.v1.ChunkStatReply.replica:type_name -> dfs.v1.ReplicaState
+	34, // 6: dfs.v1.PrepareRequest.config:type_name -> dfs.v1.ChunkConfig
 	14, // 7: dfs.v1.PrepareReply.epochs:type_name -> dfs.v1.Epoch
-	32, // 8: dfs.v1.CatchUpRequest.config:type_name -> dfs.v1.ChunkConfig
+	34, // 8: dfs.v1.CatchUpRequest.config:type_name -> dfs.v1.ChunkConfig
 	20, // 9: dfs.v1.LogFrame.header:type_name -> dfs.v1.LogHeader
-	32, // 10: dfs.v1.ActivateRequest.config:type_name -> dfs.v1.ChunkConfig
-	31, // 11: dfs.v1.ActivateReply.replica:type_name -> dfs.v1.ReplicaState
-	32, // 12: dfs.v1.CopyReplicaRequest.config:type_name -> dfs.v1.ChunkConfig
-	30, // 13: dfs.v1.DeleteReplicasRequest.items:type_name -> dfs.v1.DeleteReplicasRequest.Item
+	34, // 10: dfs.v1.ActivateRequest.config:type_name -> dfs.v1.ChunkConfig
+	33, // 11: dfs.v1.ActivateReply.replica:type_name -> dfs.v1.ReplicaState
+	34, // 12: dfs.v1.CopyReplicaRequest.config:type_name -> dfs.v1.ChunkConfig
+	32, // 13: dfs.v1.DeleteReplicasRequest.items:type_name -> dfs.v1.DeleteReplicasRequest.Item
 	2,  // 14: dfs.v1.Chunk.Write:input_type -> dfs.v1.WriteFrame
 	7,  // 15: dfs.v1.Chunk.Read:input_type -> dfs.v1.ReadRequest
 	10, // 16: dfs.v1.Chunk.Sync:input_type -> dfs.v1.SyncRequest
@@ -2301,24 +2408,26 @@ var file_dfs_v1_chunk_proto_depIdxs = []int32{
 	19, // 21: dfs.v1.Chunk.FetchLog:input_type -> dfs.v1.FetchLogRequest
 	10, // 22: dfs.v1.Chunk.SyncReplica:input_type -> dfs.v1.SyncRequest
 	22, // 23: dfs.v1.Chunk.Committed:input_type -> dfs.v1.CommittedRequest
-	24, // 24: dfs.v1.Chunk.Activate:input_type -> dfs.v1.ActivateRequest
-	26, // 25: dfs.v1.Chunk.CopyReplica:input_type -> dfs.v1.CopyReplicaRequest
-	28, // 26: dfs.v1.Chunk.DeleteReplicas:input_type -> dfs.v1.DeleteReplicasRequest
-	3,  // 27: dfs.v1.Chunk.Write:output_type -> dfs.v1.WriteAck
-	9,  // 28: dfs.v1.Chunk.Read:output_type -> dfs.v1.ReadFrame
-	11, // 29: dfs.v1.Chunk.Sync:output_type -> dfs.v1.SyncReply
-	13, // 30: dfs.v1.Chunk.Stat:output_type -> dfs.v1.ChunkStatReply
-	6,  // 31: dfs.v1.Chunk.Forward:output_type -> dfs.v1.ForwardAck
-	16, // 32: dfs.v1.Chunk.Prepare:output_type -> dfs.v1.PrepareReply
-	18, // 33: dfs.v1.Chunk.CatchUp:output_type -> dfs.v1.CatchUpReply
-	21, // 34: dfs.v1.Chunk.FetchLog:output_type -> dfs.v1.LogFrame
-	11, // 35: dfs.v1.Chunk.SyncReplica:output_type -> dfs.v1.SyncReply
-	23, // 36: dfs.v1.Chunk.Committed:output_type -> dfs.v1.CommittedReply
-	25, // 37: dfs.v1.Chunk.Activate:output_type -> dfs.v1.ActivateReply
-	27, // 38: dfs.v1.Chunk.CopyReplica:output_type -> dfs.v1.CopyReplicaReply
-	29, // 39: dfs.v1.Chunk.DeleteReplicas:output_type -> dfs.v1.DeleteReplicasReply
-	27, // [27:40] is the sub-list for method output_type
-	14, // [14:27] is the sub-list for method input_type
+	30, // 24: dfs.v1.Chunk.Probe:input_type -> dfs.v1.ProbeRequest
+	24, // 25: dfs.v1.Chunk.Activate:input_type -> dfs.v1.ActivateRequest
+	26, // 26: dfs.v1.Chunk.CopyReplica:input_type -> dfs.v1.CopyReplicaRequest
+	28, // 27: dfs.v1.Chunk.DeleteReplicas:input_type -> dfs.v1.DeleteReplicasRequest
+	3,  // 28: dfs.v1.Chunk.Write:output_type -> dfs.v1.WriteAck
+	9,  // 29: dfs.v1.Chunk.Read:output_type -> dfs.v1.ReadFrame
+	11, // 30: dfs.v1.Chunk.Sync:output_type -> dfs.v1.SyncReply
+	13, // 31: dfs.v1.Chunk.Stat:output_type -> dfs.v1.ChunkStatReply
+	6,  // 32: dfs.v1.Chunk.Forward:output_type -> dfs.v1.ForwardAck
+	16, // 33: dfs.v1.Chunk.Prepare:output_type -> dfs.v1.PrepareReply
+	18, // 34: dfs.v1.Chunk.CatchUp:output_type -> dfs.v1.CatchUpReply
+	21, // 35: dfs.v1.Chunk.FetchLog:output_type -> dfs.v1.LogFrame
+	11, // 36: dfs.v1.Chunk.SyncReplica:output_type -> dfs.v1.SyncReply
+	23, // 37: dfs.v1.Chunk.Committed:output_type -> dfs.v1.CommittedReply
+	31, // 38: dfs.v1.Chunk.Probe:output_type -> dfs.v1.ProbeReply
+	25, // 39: dfs.v1.Chunk.Activate:output_type -> dfs.v1.ActivateReply
+	27, // 40: dfs.v1.Chunk.CopyReplica:output_type -> dfs.v1.CopyReplicaReply
+	29, // 41: dfs.v1.Chunk.DeleteReplicas:output_type -> dfs.v1.DeleteReplicasReply
+	28, // [28:42] is the sub-list for method output_type
+	14, // [14:28] is the sub-list for method input_type
 	14, // [14:14] is the sub-list for extension type_name
 	14, // [14:14] is the sub-list for extension extendee
 	0,  // [0:14] is the sub-list for field type_name
@@ -2336,7 +2445,7 @@ func file_dfs_v1_chunk_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dfs_v1_chunk_proto_rawDesc), len(file_dfs_v1_chunk_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   30,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

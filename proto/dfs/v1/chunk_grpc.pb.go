@@ -34,6 +34,7 @@ const (
 	Chunk_FetchLog_FullMethodName       = "/dfs.v1.Chunk/FetchLog"
 	Chunk_SyncReplica_FullMethodName    = "/dfs.v1.Chunk/SyncReplica"
 	Chunk_Committed_FullMethodName      = "/dfs.v1.Chunk/Committed"
+	Chunk_Probe_FullMethodName          = "/dfs.v1.Chunk/Probe"
 	Chunk_Activate_FullMethodName       = "/dfs.v1.Chunk/Activate"
 	Chunk_CopyReplica_FullMethodName    = "/dfs.v1.Chunk/CopyReplica"
 	Chunk_DeleteReplicas_FullMethodName = "/dfs.v1.Chunk/DeleteReplicas"
@@ -60,6 +61,8 @@ type ChunkClient interface {
 	SyncReplica(ctx context.Context, in *SyncRequest, opts ...grpc.CallOption) (*SyncReply, error)
 	Committed(ctx context.Context, in *CommittedRequest, opts ...grpc.CallOption) (*CommittedReply, error)
 	// From the master.
+	// Probe says whether this server reaches another.
+	Probe(ctx context.Context, in *ProbeRequest, opts ...grpc.CallOption) (*ProbeReply, error)
 	Activate(ctx context.Context, in *ActivateRequest, opts ...grpc.CallOption) (*ActivateReply, error)
 	CopyReplica(ctx context.Context, in *CopyReplicaRequest, opts ...grpc.CallOption) (*CopyReplicaReply, error)
 	DeleteReplicas(ctx context.Context, in *DeleteReplicasRequest, opts ...grpc.CallOption) (*DeleteReplicasReply, error)
@@ -197,6 +200,16 @@ func (c *chunkClient) Committed(ctx context.Context, in *CommittedRequest, opts 
 	return out, nil
 }
 
+func (c *chunkClient) Probe(ctx context.Context, in *ProbeRequest, opts ...grpc.CallOption) (*ProbeReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ProbeReply)
+	err := c.cc.Invoke(ctx, Chunk_Probe_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *chunkClient) Activate(ctx context.Context, in *ActivateRequest, opts ...grpc.CallOption) (*ActivateReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ActivateReply)
@@ -248,6 +261,8 @@ type ChunkServer interface {
 	SyncReplica(context.Context, *SyncRequest) (*SyncReply, error)
 	Committed(context.Context, *CommittedRequest) (*CommittedReply, error)
 	// From the master.
+	// Probe says whether this server reaches another.
+	Probe(context.Context, *ProbeRequest) (*ProbeReply, error)
 	Activate(context.Context, *ActivateRequest) (*ActivateReply, error)
 	CopyReplica(context.Context, *CopyReplicaRequest) (*CopyReplicaReply, error)
 	DeleteReplicas(context.Context, *DeleteReplicasRequest) (*DeleteReplicasReply, error)
@@ -290,6 +305,9 @@ func (UnimplementedChunkServer) SyncReplica(context.Context, *SyncRequest) (*Syn
 }
 func (UnimplementedChunkServer) Committed(context.Context, *CommittedRequest) (*CommittedReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Committed not implemented")
+}
+func (UnimplementedChunkServer) Probe(context.Context, *ProbeRequest) (*ProbeReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Probe not implemented")
 }
 func (UnimplementedChunkServer) Activate(context.Context, *ActivateRequest) (*ActivateReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Activate not implemented")
@@ -465,6 +483,24 @@ func _Chunk_Committed_Handler(srv interface{}, ctx context.Context, dec func(int
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Chunk_Probe_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ProbeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ChunkServer).Probe(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Chunk_Probe_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ChunkServer).Probe(ctx, req.(*ProbeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Chunk_Activate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ActivateRequest)
 	if err := dec(in); err != nil {
@@ -549,6 +585,10 @@ var Chunk_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Committed",
 			Handler:    _Chunk_Committed_Handler,
+		},
+		{
+			MethodName: "Probe",
+			Handler:    _Chunk_Probe_Handler,
 		},
 		{
 			MethodName: "Activate",
