@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -407,12 +408,13 @@ func TestConfigValidate(t *testing.T) {
 }
 
 func TestFullDisk(t *testing.T) {
-	free := int64(1 << 40)
+	var free atomic.Int64
+	free.Store(1 << 40)
 	inBubble(t, func(t *testing.T, w *world) {
 		w.mkdir("d")
 		w.create("f")
 		w.create("f2")
-		free = 500 << 20
+		free.Store(500 << 20)
 		time.Sleep(time.Second)
 		_, err := w.client.Create(w.ctx(), &dfsv1.CreateRequest{Header: w.header(), Parent: path("/"), Name: []byte("g"), Mode: 0o100644})
 		wantErr(t, "create on a full disk", err, dfserr.ErrNoSpace)
@@ -425,18 +427,19 @@ func TestFullDisk(t *testing.T) {
 		if err := w.remove("f"); err != nil {
 			t.Fatalf("remove on a full disk: %v", err)
 		}
-		free = 1 << 20 // now even a deletion might be written to a page that the disk has no room for
+		free.Store(1 << 20) // now even a deletion might be written to a page that the disk has no room for
 		err = w.remove("f2")
 		wantErr(t, "remove on a disk without any room", err, dfserr.ErrNoSpace)
 		if !strings.Contains(err.Error(), "BALLAST") {
 			t.Fatalf("error does not name the way out: %v", err)
 		}
 		w.mustStat("/f2")
-		free = 1 << 40
+		free.Store(1 << 40)
 		time.Sleep(time.Second)
 		w.create("g")
 	}, func(c *Config) {
-		c.DiskUsage = func() (int64, int64, error) { return 1 << 40, free, nil }
+		c.MinFree = 512 << 20
+		c.DiskUsage = func() (int64, int64, error) { return 1 << 40, free.Load(), nil }
 	})
 }
 

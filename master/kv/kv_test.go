@@ -538,3 +538,34 @@ func TestTooMuchForOneIndexIsRefusedInTime(t *testing.T) {
 		})
 	}
 }
+
+// TestSpaceStaleAnswer: while one caller asks the disk, another whose answer is too old waits for the new one.
+func TestSpaceStaleAnswer(t *testing.T) {
+	asking, answer := make(chan struct{}, 10), make(chan int64, 10)
+	answer <- 1 << 40
+	s, err := NewSpace(t.TempDir(), SpaceOptions{MinFree: 1000, Ballast: -1, Refresh: time.Nanosecond, Usage: func() (int64, int64, error) {
+		asking <- struct{}{}
+		return 1 << 40, <-answer, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-asking
+	outcomes := make(chan error, 2)
+	go func() { outcomes <- s.CheckAny() }()
+	<-asking
+	go func() { outcomes <- s.Check() }()
+	select {
+	case err := <-outcomes:
+		t.Fatalf("an old answer was given: %v", err)
+	case <-time.After(20 * time.Millisecond): // as good as any time: longer would only find the fault more surely
+	}
+	for range 3 {
+		answer <- 1
+	}
+	for range 2 {
+		if err := <-outcomes; !errors.Is(err, dfserr.ErrNoSpace) {
+			t.Errorf("on a full disk: %v", err)
+		}
+	}
+}

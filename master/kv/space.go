@@ -40,7 +40,7 @@ type Space struct {
 	full   atomic.Pointer[error] // why nothing may grow
 	out    atomic.Pointer[error] // why nothing may change
 
-	mu sync.Mutex // held while the disk is asked
+	mu sync.Mutex // held while the disk is asked: who needs a fresh answer waits for it
 }
 
 // NewSpace starts watching the disk of dir and puts the ballast there.
@@ -61,7 +61,7 @@ func NewSpace(dir string, opts SpaceOptions) (*Space, error) {
 	if err := s.placeBallast(); err != nil {
 		return nil, err
 	}
-	s.look()
+	s.look(true)
 	return s, nil
 }
 
@@ -96,8 +96,8 @@ const floorShare = 8
 // Check returns nil when there is room for more metadata, else an error that wraps ErrNoSpace, or ErrDiskFailed when the disk cannot be asked. It costs a
 // few nanoseconds, and a statfs once per Refresh.
 func (s *Space) Check() error {
-	if int64(time.Since(s.start)) >= s.nextAt.Load() {
-		s.look()
+	if s.stale() {
+		s.look(false)
 	}
 	return loadError(&s.full)
 }
@@ -105,7 +105,7 @@ func (s *Space) Check() error {
 // CheckAny is Check for any change at all, also those that do not make the metadata grow: they are taken down to an eighth of MinFree.
 // It asks the disk every time.
 func (s *Space) CheckAny() error {
-	s.look()
+	s.look(true)
 	return loadError(&s.out)
 }
 
@@ -116,12 +116,15 @@ func loadError(why *atomic.Pointer[error]) error {
 	return nil
 }
 
-// look asks the disk, unless somebody is doing so.
-func (s *Space) look() {
-	if !s.mu.TryLock() {
+func (s *Space) stale() bool { return int64(time.Since(s.start)) >= s.nextAt.Load() }
+
+// look asks the disk; without always only if nobody has while it waited for its turn.
+func (s *Space) look(always bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !always && !s.stale() {
 		return
 	}
-	defer s.mu.Unlock()
 	defer func() { s.nextAt.Store(int64(time.Since(s.start) + s.opts.Refresh)) }()
 	_, free, err := s.opts.Usage()
 	if err != nil {
