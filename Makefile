@@ -35,8 +35,11 @@ race: test ## the same as test: tests always run with the race detector
 sim: ## the whole-cluster simulation, SEEDS seeds, without the race detector
 	DFS_SIM_SEEDS=$(SEEDS) $(GO) test -timeout 30m -run 'TestSimulation' ./testcluster
 
+programs: ## real programs on a mount, a database and a build of this project among them (needs root)
+	$(GO) test -timeout 20m -run TestPrograms ./fusefs
+
 posix: ## the POSIX cases, the random exerciser and real programs on a mount, at full length (needs root)
-	$(GO) test -timeout 60m -run 'TestPosix|TestExercise|TestPrograms' ./fusefs -exercise-ops 1000000 -programs-long
+	$(GO) test -timeout 120m -run 'TestPosix|TestExercise|TestPrograms|TestDirectoryStress' ./fusefs -exercise-ops 1000000 -programs-long -stress-ops 1000
 
 crash: ## fail and crash the disk at every operation: chunk store and Raft log
 	$(GO) test -race -timeout 20m -run 'Crash|Fail|Fault|Corrupt' ./internal/vfs ./chunkserver/store ./master/raftlog ./master/kv
@@ -83,4 +86,4 @@ $(TOOLS)/protoc-gen-go: tools/go.mod
 $(TOOLS)/protoc-gen-go-grpc: tools/go.mod
 	cd tools && $(GO) build -o ../$(TOOLS)/ google.golang.org/grpc/cmd/protoc-gen-go-grpc
 
-.PHONY: help build install demo test race sim posix crash fuzz bench lint fmt fmt-check gen gen-check cover clean
+.PHONY: help build install demo test race sim programs posix crash fuzz bench lint fmt fmt-check gen gen-check cover clean

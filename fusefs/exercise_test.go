@@ -31,6 +31,8 @@ type exerciser struct {
 	ops   int
 	last  []string // the latest operations
 	buf   []byte   // page-aligned, for direct I/O
+
+	before func(i, n int) // if set, called before operation i of n
 }
 
 func newExerciser(t *testing.T, max int, paths ...string) *exerciser {
@@ -287,7 +289,10 @@ func (e *exerciser) mapped(i int, write bool) {
 }
 
 func (e *exerciser) run(n int) {
-	for range n {
+	for i := range n {
+		if e.before != nil {
+			e.before(i, n)
+		}
 		e.step(e.rng.IntN(len(e.paths)))
 	}
 	for _, path := range e.paths {
@@ -327,5 +332,28 @@ func TestExercise(t *testing.T) {
 	})
 	t.Run("two mounts", func(t *testing.T) {
 		newExerciser(t, 200_000, filepath.Join(one, "exercise3"), filepath.Join(two, "exercise3")).run(*exerciseOps * 2 / 10)
+	})
+	t.Run("chunkservers die", func(t *testing.T) {
+		m, cluster := ownCluster(t, "30s", nil)
+		one, _ := mountOf(t, m)
+		two, _ := mountOf(t, m)
+		e := newExerciser(t, 200_000, filepath.Join(one, "f"), filepath.Join(two, "f"))
+		killed := 0
+		e.before = func(i, n int) {
+			const turns, servers = 6, 4
+			switch each := n / turns; {
+			case i%each == each/3:
+				e.note("kill %d", killed%servers)
+				e.check(cluster.command("kill", killed%servers))
+				killed++
+			case i%each == 2*each/3:
+				e.note("start %d", (killed-1)%servers)
+				e.check(cluster.command("start", (killed-1)%servers))
+			}
+		}
+		e.run(*exerciseOps / 10)
+		if killed == 0 {
+			t.Fatal("no chunkserver was killed")
+		}
 	})
 }

@@ -22,16 +22,18 @@ import (
 
 	"dfs/client"
 	"dfs/fusefs"
+	"dfs/master"
 	"dfs/testcluster"
 )
 
-// The test binary plays three more parts, in processes of its own, because a process that serves a mount and uses it can
-// deadlock: the cluster, a mount of it, and a mount of a file system in memory.
+// The test binary plays more parts, in processes of its own, because a process that serves a mount and uses it can
+// deadlock: the cluster, a mount of it, a mount of a file system in memory, and a user of directories.
 const (
 	roleVariable = "FUSEFS_TEST_ROLE"
-	roleCluster  = "cluster" // DIR
+	roleCluster  = "cluster" // DIR SESSION-TTL; takes the commands kill N and start N
 	roleMount    = "mount"   // DIR MASTERS
 	roleFake     = "fake"    // DIR ENTRIES
+	roleStress   = "stress"  // DIR WORKER OPERATIONS SEED; see stress_test.go
 )
 
 func TestMain(m *testing.M) {
@@ -70,26 +72,17 @@ func play(role string, args []string) error {
 		level = hclog.Off
 	}
 	log := hclog.New(&hclog.LoggerOptions{Name: role, Level: level})
+	switch role {
+	case roleCluster:
+		return playCluster(ctx, args, log)
+	case roleStress:
+		return playStress(args)
+	}
 	over := make(chan struct{})
 	go func() {
 		io.Copy(io.Discard, os.Stdin)
 		close(over)
 	}()
-	wait := func() {
-		select {
-		case <-over:
-		case <-ctx.Done():
-		}
-	}
-	if role == roleCluster {
-		c, err := testcluster.Start(ctx, testcluster.Config{Dir: args[0], Real: true, Logger: log})
-		if err != nil {
-			return err
-		}
-		fmt.Println(ready + strings.Join(c.Masters(), ","))
-		wait()
-		return c.Close()
-	}
 	var backend fusefs.Backend
 	if role == roleFake {
 		backend = newFake(args[1])
@@ -115,10 +108,54 @@ func play(role string, args []string) error {
 	return m.Shutdown(context.Background())
 }
 
+// playCluster serves a cluster and does to it what its standard input says, until that ends.
+func playCluster(ctx context.Context, args []string, log hclog.Logger) error {
+	ttl, err := time.ParseDuration(args[1])
+	if err != nil {
+		return err
+	}
+	c, err := testcluster.Start(ctx, testcluster.Config{
+		Dir: args[0], Real: true, Logger: log, Master: func(c *master.Config) { c.SessionTTL = ttl },
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Println(ready + strings.Join(c.Masters(), ","))
+	commands := make(chan string)
+	go func() {
+		defer close(commands)
+		for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+			commands <- in.Text()
+		}
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return c.Close()
+		case line, ok := <-commands:
+			if !ok {
+				return c.Close()
+			}
+			var what string
+			var i int
+			_, err := fmt.Sscan(line, &what, &i)
+			switch {
+			case err != nil:
+			case what == "kill":
+				err = c.KillChunkserver(ctx, i)
+			case what == "start":
+				err = c.StartChunkserver(ctx, i)
+			}
+			fmt.Println(what, err)
+		}
+	}
+}
+
 // part is a process playing a role.
 type part struct {
 	cmd   *exec.Cmd
-	stdin io.Closer
+	stdin io.WriteCloser
+	out   *bufio.Reader
 	said  string // after ready
 	once  sync.Once
 	err   error
@@ -143,13 +180,26 @@ func start(role string, args ...string) (*part, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	line, err := bufio.NewReader(out).ReadString('\n')
+	p.out = bufio.NewReader(out)
+	line, err := p.out.ReadString('\n')
 	said, ok := strings.CutPrefix(line, ready)
 	if !ok {
 		return nil, fmt.Errorf("%s said %q and ended: %w", role, line, errors.Join(err, cmd.Wait()))
 	}
 	p.said = strings.TrimSpace(said)
 	return p, nil
+}
+
+// command gives the cluster a command and waits until it is done.
+func (p *part) command(what string, i int) error {
+	if _, err := fmt.Fprintln(p.stdin, what, i); err != nil {
+		return err
+	}
+	line, err := p.out.ReadString('\n')
+	if err == nil && line != what+" <nil>\n" {
+		err = errors.New(line)
+	}
+	return err
 }
 
 // stop ends the part and waits for it.
@@ -183,13 +233,29 @@ func masters(t testing.TB) string {
 	needFuse(t)
 	shared.once.Do(func() {
 		if shared.dir, shared.err = os.MkdirTemp("", "dfs-fusefs-"); shared.err == nil {
-			shared.cluster, shared.err = start(roleCluster, shared.dir)
+			shared.cluster, shared.err = start(roleCluster, shared.dir, "30s")
 		}
 	})
 	if shared.err != nil {
 		t.Fatal(shared.err)
 	}
 	return shared.cluster.said
+}
+
+// ownCluster starts a cluster for one test, to be broken, and returns its masters. prepare may do something to its directory.
+func ownCluster(t testing.TB, sessionTTL string, prepare func(dir string)) (string, *part) {
+	t.Helper()
+	needFuse(t)
+	dir := t.TempDir()
+	if prepare != nil {
+		prepare(dir)
+	}
+	c, err := start(roleCluster, dir, sessionTTL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.kill() })
+	return c.said, c
 }
 
 func needFuse(t testing.TB) {
@@ -221,7 +287,13 @@ func mountPoint(t testing.TB) string {
 // mountCluster mounts the shared cluster until the test ends and returns where.
 func mountCluster(t testing.TB) (string, *part) {
 	t.Helper()
-	m, dir := masters(t), mountPoint(t)
+	return mountOf(t, masters(t))
+}
+
+// mountOf mounts the cluster with these masters until the test ends.
+func mountOf(t testing.TB, m string) (string, *part) {
+	t.Helper()
+	dir := mountPoint(t)
 	p, err := start(roleMount, dir, m)
 	if err != nil {
 		t.Fatal(err)

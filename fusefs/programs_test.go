@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-var programsLong = flag.Bool("programs-long", false, "also run the real programs that take minutes: go build")
+var programsLong = flag.Bool("programs-long", false, "run the databases and builds at full length")
 
 // postgres is where Debian has PostgreSQL's programs, of whatever version.
 const postgres = "/usr/lib/postgresql/*/bin"
@@ -23,7 +23,7 @@ type program struct {
 	name   string
 	needs  []string
 	script string
-	long   bool // only with -programs-long
+	heavy  bool // not with the race detector
 }
 
 // tree makes some files of many kinds under $LOCAL/tree.
@@ -74,7 +74,7 @@ for i in $(seq 50); do echo "version $i" > .doc.tmp && sync .doc.tmp && mv .doc.
 ( for i in $(seq 300); do echo "line $i" >> log; done ) & writer=$!
 for i in 1 2 3 4 5; do sleep 0.05; [ -e log ] && mv log log.$i; done; wait $writer
 [ $(cat log* | sort -u | wc -l) = 300 ] && [ $(cat $OTHER/log* | wc -l) = 300 ]`},
-	{name: "PostgreSQL", needs: []string{"setpriv", postgres + "/initdb", postgres + "/pgbench"}, script: `
+	{name: "PostgreSQL", heavy: true, needs: []string{"setpriv", postgres + "/initdb", postgres + "/pgbench"}, script: `
 PATH=$(echo ` + postgres + `):$PATH; mkdir pg s && chown 65534:65534 pg s
 cat > $WORK/as-user <<'END'
 log() { "$@" >> s/out 2>&1 || { cat s/out pg/log; exit 1; }; }
@@ -97,7 +97,7 @@ setpriv --reuid=65534 --regid=65534 --clear-groups sh -eu as-user`},
 echo one > doc; chmod 640 doc; ln doc hard
 for i in 1 2 3; do vi -u NONE -N -es -c "normal Goline $i" -c wq doc < /dev/null || exit 1; done
 [ "$(wc -l < $OTHER/doc)" = 4 ] && [ "$(stat -c %a doc)" = 640 ] && [ -z "$(ls -A | grep -v -e doc -e hard)" ]`},
-	{name: "go build", needs: []string{"go"}, script: `
+	{name: "go build", heavy: true, needs: []string{"go"}, script: `
 export GOCACHE=$WORK/cache GOTOOLCHAIN=local GOFLAGS=-mod=mod HOME=$LOCAL GOMODCACHE=$(go env GOMODCACHE) GOPROXY=off TMPDIR=$LOCAL
 cp -r $SOURCE src && cd src
 if [ -n "$LONG" ]; then go build -o prog ./cmd/dfs && ./prog version && go vet ./internal/... && go build -o prog2 ./cmd/dfs && cmp prog prog2
@@ -110,8 +110,8 @@ func TestPrograms(t *testing.T) {
 	a, _ := mountCluster(t)
 	b, _ := mountCluster(t)
 	for _, p := range programs {
-		if p.long && !*programsLong {
-			continue
+		if p.heavy && raceEnabled {
+			continue // make programs runs them
 		}
 		t.Run(p.name, func(t *testing.T) {
 			for _, need := range p.needs {
