@@ -27,6 +27,7 @@ type Client struct {
 	chunks    *chunkio.IO
 	cache     *metacache.Cache[chunkio.Location]
 	closer    *closer
+	tree      *metacache.Tree[Attr] // nil without CacheNames
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -36,6 +37,9 @@ type Client struct {
 
 // cachedLocations bounds the location cache, in chunks.
 const cachedLocations = 1 << 16
+
+// cachedInodes bounds the cache of attributes and names, in inodes and names: about 300 bytes each.
+const cachedInodes = 1 << 17
 
 // Dial returns a client of the cluster that cfg names, once a master has answered. It fails with ErrUnavailable, naming
 // the addresses, when none does within DialTimeout; with ErrWrongCluster; with ErrInvalid for a bad cfg. Close ends
@@ -51,6 +55,9 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 		dataPool:  rpc.NewPool(cfg.Network, rpc.PoolOptions{Faults: cfg.Faults, Conns: cfg.DataConns}),
 		cache:     metacache.New[chunkio.Location](cachedLocations, cfg.LocationTTL),
 	}
+	if cfg.CacheNames {
+		c.tree = metacache.NewTree[Attr](cachedInodes, dfs.CacheTrust)
+	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.masters = &masters{pool: c.pool, addrs: cfg.Masters, timeout: cfg.CallTimeout}
 	c.session = newSession(c)
@@ -62,7 +69,7 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, cfg.DialTimeout)
 	defer cancel()
 	var err error
-	if cfg.ClusterID != 0 {
+	if cfg.ClusterID != 0 || cfg.CacheNames {
 		_, err = c.session.get(ctx)
 	} else {
 		err = c.masters.call(ctx, nil, func(ctx context.Context, m dfsv1.MasterClient) error {

@@ -68,6 +68,10 @@ type Config struct {
 	HedgeAfter time.Duration
 	// NearServer is the chunkserver on the same host, preferred for reading and for the first replica; 0: none.
 	NearServer dfs.ServerID
+	// CacheNames makes Inodes answer from memory what attributes are and what names stand for, as far as the master has granted
+	// leases: a recall takes them back before another client's change is acknowledged, so it is seen at once all the same. For mounts;
+	// calls by path ask the master in any case.
+	CacheNames bool
 	// DataConns is how many connections carry data to each chunkserver. 0 means 1.
 	DataConns int
 	// Faults, in tests, decides the fate of each unary call.

@@ -592,7 +592,7 @@ func (f *file) commitLength(ctx context.Context, last lastCommit) error {
 	end := f.end
 	f.mu.Unlock()
 	for attempt := 0; ; attempt++ {
-		err := f.c.changeAttr(ctx, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
+		err := f.changeOwn(ctx, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
 			return m.CommitLength(ctx, &dfsv1.CommitLengthRequest{
 				Header: h, Inode: uint64(f.inode), Length: end.off, Chunk: uint64(end.chunk), Version: uint64(end.version), Modified: true, Closing: true,
 				Release: last.release, Rename: last.rename, Handle: f.handle,

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/mem"
 
 	"dfs/client/chunkio"
+	"dfs/client/metacache"
 	"dfs/internal/dfs"
 	"dfs/internal/dfserr"
 	dfsv1 "dfs/proto/dfs/v1"
@@ -116,7 +117,8 @@ func leavesInode(err error) bool {
 
 func (f *file) writeInline(ctx context.Context, req *dfsv1.WriteInlineRequest) (int64, error) {
 	var reply *dfsv1.WriteInlineReply
-	err := f.c.mutate(ctx, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (err error) {
+	own := ownChange{attrs: []dfs.InodeID{f.inode}, outcome: func(metacache.Mark) ([]dfs.InodeID, *Attr) { return nil, known(reply.GetAttr()) }}
+	err := f.c.mutateOwn(ctx, own, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (err error) {
 		r := &dfsv1.WriteInlineRequest{Header: h, Inode: req.GetInode(), Offset: req.GetOffset(), Data: req.GetData(), Append: req.GetAppend()}
 		reply, err = m.WriteInline(ctx, r)
 		return err
@@ -157,7 +159,7 @@ func (f *file) lockGrow(ctx context.Context) (release func(), err error) {
 // addChunk makes a chunk of the file, or returns the one there is. The caller holds grow.
 func (f *file) addChunk(ctx context.Context, index int64) (*dfsv1.AddChunkReply, error) {
 	var reply *dfsv1.AddChunkReply
-	err := f.c.mutate(ctx, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (err error) {
+	err := f.c.mutateOwn(ctx, ownChange{attrs: []dfs.InodeID{f.inode}}, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (err error) {
 		reply, err = m.AddChunk(ctx, &dfsv1.AddChunkRequest{Header: h, Inode: uint64(f.inode), Index: index, NearServer: uint64(f.c.cfg.NearServer)})
 		return err
 	})

@@ -7,7 +7,9 @@ import (
 	"os"
 	"time"
 
+	"dfs/client/metacache"
 	"dfs/internal/dfs"
+	"dfs/internal/dfserr"
 	dfsv1 "dfs/proto/dfs/v1"
 )
 
@@ -27,17 +29,18 @@ func inodeRef(inode dfs.InodeID) *dfsv1.Ref { return &dfsv1.Ref{Inode: uint64(in
 
 // GetAttr describes an inode. Reading attributes needs no permission.
 func (t Inodes) GetAttr(ctx context.Context, inode dfs.InodeID) (Attr, error) {
-	a, err := t.c.getAttr(ctx, inodeRef(inode))
-	if err != nil {
-		return Attr{}, err
-	}
-	return attrOf(a), nil
+	a, _, err := t.GetAttrShared(ctx, inode)
+	return a, err
 }
 
 // Lookup describes the entry name of a directory, or with ".." its parent; a symbolic link is not followed.
 func (t Inodes) Lookup(ctx context.Context, who Caller, parent dfs.InodeID, name []byte) (Attr, error) {
+	if a, ok, err := t.c.cachedLookup(who, parent, name); ok {
+		return a, err
+	}
+	session, mark := t.c.lease()
 	req := &dfsv1.GetAttrRequest{
-		Caller: callerMessage(who), MinIndex: t.c.minIndex(),
+		Caller: callerMessage(who), MinIndex: t.c.minIndex(), Session: session, Lease: session != 0,
 		Ref: &dfsv1.Ref{Inode: uint64(parent), Path: name, NoFollow: true},
 	}
 	var reply *dfsv1.AttrReply
@@ -49,13 +52,25 @@ func (t Inodes) Lookup(ctx context.Context, who Caller, parent dfs.InodeID, name
 		return Attr{}, err
 	}
 	t.c.masters.observe(reply.GetIndex())
-	return attrOf(reply.GetAttr()), nil
+	a := attrOf(reply.GetAttr())
+	if reply.GetLeased() {
+		t.c.keepAttr(mark, a)
+	}
+	if reply.GetDirLeased() {
+		// For an absent name the inode is 0.
+		t.c.tree.PutName(mark, metacache.Name{Dir: parent, Name: string(name)}, a.Inode)
+	}
+	if reply.GetAbsent() {
+		return Attr{}, dfserr.Errorf(dfserr.ErrNotExist, "%q in directory %d", name, parent)
+	}
+	return a, nil
 }
 
 // ReadDir returns at most limit entries of a directory whose names follow after in byte order, and whether those are
 // the last.
 func (t Inodes) ReadDir(ctx context.Context, who Caller, dir dfs.InodeID, after []byte, limit int) (entries []*FileInfo, end bool, err error) {
-	req := &dfsv1.ReadDirRequest{Caller: callerMessage(who), Ref: inodeRef(dir), After: after, Limit: uint32(limit), MinIndex: t.c.minIndex()}
+	session, mark := t.c.lease()
+	req := &dfsv1.ReadDirRequest{Caller: callerMessage(who), Ref: inodeRef(dir), After: after, Limit: uint32(limit), MinIndex: t.c.minIndex(), Session: session}
 	var reply *dfsv1.ReadDirReply
 	err = t.c.ask(ctx, func(ctx context.Context, m dfsv1.MasterClient) (err error) {
 		reply, err = m.ReadDir(ctx, req)
@@ -69,19 +84,8 @@ func (t Inodes) ReadDir(ctx context.Context, who Caller, dir dfs.InodeID, after 
 	for _, e := range reply.GetEntries() {
 		entries = append(entries, &FileInfo{name: string(e.GetName()), Attr: attrOf(e.GetAttr())})
 	}
+	t.c.keepPage(mark, dir, reply, entries)
 	return entries, reply.GetEnd(), nil
-}
-
-// change makes a mutation on behalf of who that is answered with attributes.
-func (t Inodes) change(ctx context.Context, who Caller, do func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error)) (Attr, error) {
-	a, err := t.c.changedAttr(ctx, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
-		h.Caller = callerMessage(who)
-		return do(ctx, m, h)
-	})
-	if err != nil {
-		return Attr{}, err
-	}
-	return attrOf(a), nil
 }
 
 // AttrChange is a partial update of attributes: nil fields stay as they are.
@@ -94,7 +98,7 @@ type AttrChange struct {
 
 // SetAttr changes attributes as chmod, chown and utimensat do.
 func (t Inodes) SetAttr(ctx context.Context, who Caller, inode dfs.InodeID, change AttrChange) (Attr, error) {
-	return t.change(ctx, who, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
+	return t.changeOwn(ctx, who, inode, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
 		req := &dfsv1.SetAttrRequest{
 			Header: h, Ref: inodeRef(inode), Mode: change.Mode, Uid: change.UID, Gid: change.GID,
 			AtimeNow: change.AtimeNow, MtimeNow: change.MtimeNow,
@@ -117,7 +121,7 @@ func (t Inodes) Truncate(ctx context.Context, who Caller, inode dfs.InodeID, len
 	if err := checkLength(length); err != nil {
 		return Attr{}, err
 	}
-	a, err := t.change(ctx, who, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
+	a, err := t.changeOwn(ctx, who, inode, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
 		req := &dfsv1.TruncateRequest{Header: h, Ref: inodeRef(inode), Length: length}
 		if byHandle {
 			req.HandleInode = uint64(inode)
@@ -151,7 +155,12 @@ func (t Inodes) create(ctx context.Context, who Caller, parent dfs.InodeID, name
 		return nil, err
 	}
 	var reply *dfsv1.OpenReply
-	err := t.c.mutate(ctx, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (err error) {
+	entry := metacache.Name{Dir: parent, Name: string(name)}
+	attrs, _, free := t.target([]dfs.InodeID{parent}, entry)
+	own := ownChange{attrs: attrs, names: []metacache.Name{entry}, outcome: func(m metacache.Mark) ([]dfs.InodeID, *Attr) {
+		return t.created(m, reply, free && len(attrs) == 1)
+	}}
+	err := t.c.mutateOwn(ctx, own, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (err error) {
 		h.Caller = callerMessage(who)
 		req := &dfsv1.CreateRequest{Header: h, Parent: inodeRef(parent), Name: name}
 		fill(req)
@@ -163,6 +172,22 @@ func (t Inodes) create(ctx context.Context, who Caller, parent dfs.InodeID, name
 	}
 	t.c.masters.observe(reply.GetIndex())
 	return reply, nil
+}
+
+// created stores what a create has made. free says that the name was known to be free; otherwise what was made may be the target of a symbolic link with that name.
+func (t Inodes) created(m metacache.Mark, reply *dfsv1.OpenReply, free bool) ([]dfs.InodeID, *Attr) {
+	a := attrOf(reply.GetAttr())
+	if !reply.GetCreated() || !free && a.Mode.IsRegular() {
+		return nil, nil
+	}
+	if reply.GetLeased() {
+		if a.Mode.IsDir() {
+			t.c.tree.PutEmptyDir(m, a.Inode, a)
+		} else {
+			t.c.tree.PutAttr(m, a.Inode, a)
+		}
+	}
+	return []dfs.InodeID{a.Inode}, nil
 }
 
 // CreateFile makes and opens a regular file for reading and writing, or opens the existing one unless exclusive; truncate
@@ -212,7 +237,10 @@ func (t Inodes) Remove(ctx context.Context, who Caller, parent dfs.InodeID, name
 	if dir {
 		what = dfsv1.RemoveRequest_DIRECTORY
 	}
-	return t.c.mutate(ctx, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) error {
+	entry := metacache.Name{Dir: parent, Name: string(name)}
+	attrs, _, _ := t.target([]dfs.InodeID{parent}, entry)
+	own := ownChange{attrs: attrs, names: []metacache.Name{entry}, outcome: func(metacache.Mark) ([]dfs.InodeID, *Attr) { return []dfs.InodeID{0}, nil }}
+	return t.c.mutateOwn(ctx, own, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) error {
 		h.Caller = callerMessage(who)
 		reply, err := m.Remove(ctx, &dfsv1.RemoveRequest{Header: h, Parent: inodeRef(parent), Name: name, What: what})
 		t.c.masters.observe(reply.GetIndex())
@@ -222,7 +250,24 @@ func (t Inodes) Remove(ctx context.Context, who Caller, parent dfs.InodeID, name
 
 // Rename moves a name, replacing what rename(2) would replace.
 func (t Inodes) Rename(ctx context.Context, who Caller, oldParent dfs.InodeID, oldName []byte, newParent dfs.InodeID, newName []byte) error {
-	_, err := t.change(ctx, who, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
+	var reply *dfsv1.AttrReply
+	from, to := metacache.Name{Dir: oldParent, Name: string(oldName)}, metacache.Name{Dir: newParent, Name: string(newName)}
+	attrs := []dfs.InodeID{oldParent}
+	if newParent != oldParent {
+		attrs = append(attrs, newParent)
+	}
+	attrs, moved, _ := t.target(attrs, from)
+	attrs, replaced, known := t.target(attrs, to)
+	own := ownChange{attrs: attrs, names: []metacache.Name{from, to}, outcome: func(metacache.Mark) ([]dfs.InodeID, *Attr) {
+		if moved == 0 || !known || moved == replaced {
+			return nil, nil // two names of one inode both stay
+		}
+		return []dfs.InodeID{0, moved}, nil
+	}}
+	if from == to || moved != 0 && moved == replaced {
+		own.attrs, own.names = nil, nil // nothing is covered: the master recalls what changes
+	}
+	_, err := t.changeAs(ctx, who, own, &reply, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
 		return m.Rename(ctx, &dfsv1.RenameRequest{Header: h, OldParent: inodeRef(oldParent), OldName: oldName, NewParent: inodeRef(newParent), NewName: newName})
 	})
 	return err
@@ -230,7 +275,12 @@ func (t Inodes) Rename(ctx context.Context, who Caller, oldParent dfs.InodeID, o
 
 // Link gives an inode another name.
 func (t Inodes) Link(ctx context.Context, who Caller, inode, parent dfs.InodeID, name []byte) (Attr, error) {
-	return t.change(ctx, who, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
+	var reply *dfsv1.AttrReply
+	own := ownChange{
+		attrs: []dfs.InodeID{inode, parent}, names: []metacache.Name{{Dir: parent, Name: string(name)}},
+		outcome: func(metacache.Mark) ([]dfs.InodeID, *Attr) { return []dfs.InodeID{inode}, known(reply.GetAttr()) },
+	}
+	return t.changeAs(ctx, who, own, &reply, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
 		return m.Link(ctx, &dfsv1.LinkRequest{Header: h, Target: inodeRef(inode), Parent: inodeRef(parent), Name: name})
 	})
 }
@@ -268,7 +318,7 @@ func (t Inodes) SetXattr(ctx context.Context, who Caller, inode dfs.InodeID, nam
 	if err := checkXattr(name, value); err != nil {
 		return err
 	}
-	_, err := t.change(ctx, who, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
+	_, err := t.changeOwn(ctx, who, inode, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
 		return m.SetXattr(ctx, &dfsv1.SetXattrRequest{
 			Header: h, Ref: inodeRef(inode), Name: []byte(name), Value: value, Create: mode == XattrCreate, Replace: mode == XattrReplace,
 		})
@@ -278,7 +328,7 @@ func (t Inodes) SetXattr(ctx context.Context, who Caller, inode dfs.InodeID, nam
 
 // RemoveXattr takes away an extended attribute.
 func (t Inodes) RemoveXattr(ctx context.Context, who Caller, inode dfs.InodeID, name string) error {
-	_, err := t.change(ctx, who, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
+	_, err := t.changeOwn(ctx, who, inode, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
 		return m.RemoveXattr(ctx, &dfsv1.RemoveXattrRequest{Header: h, Ref: inodeRef(inode), Name: []byte(name)})
 	})
 	return err

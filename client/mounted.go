@@ -16,7 +16,14 @@ import (
 // GetAttrShared describes an inode, and tells whether other sessions have it open for writing, or may have: then its bytes can
 // change without its modification time doing so at once.
 func (t Inodes) GetAttrShared(ctx context.Context, inode dfs.InodeID) (a Attr, others bool, err error) {
-	req := &dfsv1.GetAttrRequest{Caller: t.c.caller(), Ref: inodeRef(inode), MinIndex: t.c.minIndex()}
+	if t.c.tree != nil {
+		// What is cached is not written by others: that would have recalled it.
+		if a, ok := t.c.tree.Attr(inode); ok {
+			return a, false, nil
+		}
+	}
+	session, mark := t.c.lease()
+	req := &dfsv1.GetAttrRequest{Caller: t.c.caller(), Ref: inodeRef(inode), MinIndex: t.c.minIndex(), Lease: session != 0}
 	if e := t.c.session.current(); e != nil {
 		req.Session = e.id
 	}
@@ -29,7 +36,11 @@ func (t Inodes) GetAttrShared(ctx context.Context, inode dfs.InodeID) (a Attr, o
 		return Attr{}, false, err
 	}
 	t.c.masters.observe(reply.GetIndex())
-	return attrOf(reply.GetAttr()), reply.GetOtherWriters(), nil
+	a = attrOf(reply.GetAttr())
+	if reply.GetLeased() {
+		t.c.keepAttr(mark, a)
+	}
+	return a, reply.GetOtherWriters(), nil
 }
 
 // Forget drops what is remembered about where a file's chunks are, so that the next read asks.
@@ -56,7 +67,7 @@ func (f *File) Record(ctx context.Context, at time.Time) error {
 	if !modified {
 		return pathErr("close", f.name, failed)
 	}
-	err := f.c.changeAttr(ctx, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
+	err := f.changeOwn(ctx, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
 		return m.CommitLength(ctx, &dfsv1.CommitLengthRequest{Header: h, Inode: uint64(f.inode), Modified: true, ModifiedNs: at.UnixNano()})
 	})
 	if errors.Is(err, dfserr.ErrStaleInode) {

@@ -31,6 +31,12 @@ type session struct {
 	epoch *epoch              // guarded by mu: nil before the first and after a lost one
 	opens map[dfs.InodeID]int // guarded by mu: handles counted at the master, to be announced again
 	ended bool                // guarded by mu
+
+	// Of a client that caches names.
+	busy    chan struct{}      // one token: the cache is about to be used
+	streams uint64             // guarded by mu: keepalive streams so far
+	stream  uint64             // guarded by mu: number of the present one; 0: none
+	cut     context.CancelFunc // guarded by mu: ends it
 }
 
 // epoch is one session id and the requests made in it.
@@ -46,7 +52,7 @@ type epoch struct {
 }
 
 func newSession(c *Client) *session {
-	return &session{c: c, log: c.cfg.Logger, opening: make(chan struct{}, 1), opens: map[dfs.InodeID]int{}}
+	return &session{c: c, log: c.cfg.Logger, opening: make(chan struct{}, 1), opens: map[dfs.InodeID]int{}, busy: make(chan struct{}, 1)}
 }
 
 // get returns the current session, opening one if there is none.
@@ -73,7 +79,7 @@ func (s *session) current() *epoch {
 }
 
 func (s *session) open(ctx context.Context) (*epoch, error) {
-	req := &dfsv1.OpenSessionRequest{Client: s.c.cfg.Name, Nonce: randomID(), ClusterId: uint64(s.c.cfg.ClusterID)}
+	req := &dfsv1.OpenSessionRequest{Client: s.c.cfg.Name, Nonce: randomID(), ClusterId: uint64(s.c.cfg.ClusterID), Caches: s.c.tree != nil}
 	var reply *dfsv1.OpenSessionReply
 	err := s.c.masters.call(ctx, nil, func(ctx context.Context, m dfsv1.MasterClient) (err error) {
 		reply, err = m.OpenSession(ctx, req)
@@ -240,7 +246,7 @@ func (s *session) keepAlive(ctx context.Context, e *epoch) {
 	}
 }
 
-// renew runs one keepalive stream: a message at a third of the TTL, each answered.
+// renew runs one keepalive stream: a message at a third of the TTL, each answered; more often while the cache is in use. Recalls are carried out as they come.
 func (s *session) renew(ctx context.Context, e *epoch, p *rpc.Backoff) error {
 	c, i, err := s.c.masters.pick()
 	if err != nil {
@@ -253,35 +259,220 @@ func (s *session) renew(ctx context.Context, e *epoch, p *rpc.Backoff) error {
 		s.c.masters.blame(i)
 		return err
 	}
-	req := &dfsv1.KeepAliveRequest{Session: e.id, OpenInodes: s.openList()}
-	ticker := time.NewTicker(e.ttl / 3)
-	defer ticker.Stop()
+	k := &keepAlive{
+		s: s, e: e, stream: stream, cancel: cancel, sent: map[uint64]time.Time{},
+		confirm: make(chan struct{}, 1), answered: p.Reset,
+	}
+	if s.c.tree != nil {
+		k.cache = s.beginStream(cancel)
+		defer s.endStream(k.cache)
+	}
+	done := make(chan error, 1)
+	s.c.wg.Go(func() { done <- k.receive() })
+	sendErr := k.send(ctx)
+	cancel()
+	if err = <-done; err == nil {
+		err = sendErr
+	}
+	if !errors.Is(err, dfserr.ErrUnknownSession) {
+		s.c.masters.blame(i)
+	}
+	return err
+}
+
+// beginStream gives a new stream its number: nothing cached before it counts any more.
+func (s *session) beginStream(cancel context.CancelFunc) uint64 {
+	s.c.tree.Reset()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.streams++
+	s.stream, s.cut = s.streams, cancel
+	return s.stream
+}
+
+// endStream ends the trust in what was cached under a stream.
+func (s *session) endStream(number uint64) {
+	s.mu.Lock()
+	if s.stream == number {
+		s.stream, s.cut = 0, nil
+	}
+	s.mu.Unlock()
+	s.c.tree.Reset()
+}
+
+// currentStream returns the number of the stream under which leases are held, 0 when there is none.
+func (s *session) currentStream() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stream
+}
+
+// dropCache forgets everything cached and gives up the leases, by giving up the stream.
+func (s *session) dropCache() {
+	s.mu.Lock()
+	cut := s.cut
+	s.stream, s.cut = 0, nil
+	s.mu.Unlock()
+	s.c.tree.Reset()
+	if cut != nil {
+		cut()
+	}
+}
+
+// wanted says that the cache is about to be used, so that the stream of an idle client comes to life.
+func (s *session) wanted() {
+	select {
+	case s.busy <- struct{}{}:
+	default:
+	}
+}
+
+// keepAlive is one keepalive stream.
+type keepAlive struct {
+	s        *session
+	e        *epoch
+	stream   dfsv1.Master_KeepAliveClient
+	cancel   context.CancelFunc
+	cache    uint64 // number of the stream; 0: the client does not cache
+	confirm  chan struct{}
+	answered func()
+
+	mu       sync.Mutex
+	number   uint64               // guarded by mu: of the last message that wants an answer
+	sent     map[uint64]time.Time // guarded by mu: messages without an answer yet, and when they were sent
+	recalled uint64               // guarded by mu: the last recall that was carried out
+	told     uint64               // guarded by mu: the last one that was confirmed
+}
+
+// idleAfter is how long after its last use the cache is still kept trusted.
+const idleAfter = 10 * time.Second
+
+// send sends messages until one fails or stays without an answer for a third of the TTL.
+func (k *keepAlive) send(ctx context.Context) error {
+	every := k.e.ttl / 3
+	req := &dfsv1.KeepAliveRequest{Session: k.e.id, OpenInodes: k.s.openList(), Cache: k.cache}
 	for {
-		late := time.AfterFunc(e.ttl/3, cancel) // an answer that stays out means the stream is dead
-		if err = stream.Send(req); err == nil || isEOF(err) {
-			_, err = stream.Recv()
-		}
-		late.Stop()
-		if err != nil {
-			if !errors.Is(err, dfserr.ErrUnknownSession) {
-				s.c.masters.blame(i)
-			}
+		k.mu.Lock()
+		k.number++
+		req.Number, req.Recalled = k.number, k.recalled
+		k.sent[k.number], k.told = time.Now(), k.recalled
+		k.mu.Unlock()
+		if err := k.stream.Send(req); err != nil && !isEOF(err) {
 			return err
 		}
-		p.Reset()
-		req = &dfsv1.KeepAliveRequest{Session: e.id}
-		select {
-		case <-ticker.C:
-		case <-ctx.Done():
-			return ctx.Err()
+		req = &dfsv1.KeepAliveRequest{Session: k.e.id}
+		sentAt := time.Now()
+		for due := false; !due; {
+			wait := every
+			if k.cache != 0 && k.s.c.tree.UsedSince(sentAt.Add(-idleAfter)) {
+				wait = min(wait, dfs.CacheRenew)
+			}
+			timer := time.NewTimer(time.Until(sentAt.Add(wait)))
+			select {
+			case <-timer.C:
+				due = true
+			case <-k.s.busy:
+				due = time.Since(sentAt) >= dfs.CacheRenew
+			case <-k.confirm:
+				if err := k.confirmRecalls(); err != nil {
+					timer.Stop()
+					return err
+				}
+			case <-ctx.Done():
+				timer.Stop()
+				return ctx.Err()
+			}
+			timer.Stop()
+		}
+		if k.overdue(every) {
+			return dfserr.Errorf(dfserr.ErrUnavailable, "the master does not answer keep-alive messages")
 		}
 	}
 }
 
-// reopen gets a new session at once when there are handles to announce.
+// confirmRecalls tells the master which recalls have been carried out.
+func (k *keepAlive) confirmRecalls() error {
+	k.mu.Lock()
+	n := k.recalled
+	news := n > k.told
+	k.told = n
+	k.mu.Unlock()
+	if !news {
+		return nil
+	}
+	if err := k.stream.Send(&dfsv1.KeepAliveRequest{Session: k.e.id, Recalled: n}); err != nil && !isEOF(err) {
+		return err
+	}
+	return nil
+}
+
+// overdue reports whether a message has been without an answer for too long.
+func (k *keepAlive) overdue(limit time.Duration) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, at := range k.sent {
+		if time.Since(at) >= limit {
+			return true
+		}
+	}
+	return false
+}
+
+// receive takes answers and recalls until the stream ends.
+func (k *keepAlive) receive() error {
+	defer k.cancel()
+	for {
+		r, err := k.stream.Recv()
+		if err != nil {
+			return err
+		}
+		if r.GetRecallNumber() != 0 && k.cache != 0 {
+			inodes := make([]dfs.InodeID, len(r.GetRecall()))
+			for i, n := range r.GetRecall() {
+				inodes[i] = dfs.InodeID(n)
+			}
+			k.s.c.tree.Drop(inodes...)
+			k.mu.Lock()
+			k.recalled = r.GetRecallNumber()
+			k.mu.Unlock()
+			select {
+			case k.confirm <- struct{}{}:
+			default:
+			}
+			continue
+		}
+		k.answered()
+		k.mu.Lock()
+		number := r.GetNumber()
+		if number == 0 {
+			number = k.number // a master that does not number its answers
+		}
+		sentAt, ok := k.sent[number]
+		for n := range k.sent {
+			if n <= number {
+				delete(k.sent, n)
+			}
+		}
+		k.mu.Unlock()
+		if ok && k.cache != 0 {
+			k.s.trustFrom(k.cache, sentAt)
+		}
+	}
+}
+
+// trustFrom lengthens the trust in the cache, unless the stream has been given up.
+func (s *session) trustFrom(stream uint64, sentAt time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stream == stream {
+		s.c.tree.Answered(sentAt)
+	}
+}
+
+// reopen gets a new session at once when there are handles to announce, or to cache under.
 func (s *session) reopen() {
 	s.mu.Lock()
-	need := len(s.opens) > 0 && !s.ended
+	need := (len(s.opens) > 0 || s.c.tree != nil) && !s.ended
 	s.mu.Unlock()
 	if !need {
 		return
@@ -299,6 +490,9 @@ func (s *session) end(ctx context.Context) {
 	e := s.epoch
 	s.epoch, s.ended = nil, true
 	s.mu.Unlock()
+	if s.c.tree != nil {
+		s.dropCache()
+	}
 	if e == nil {
 		return
 	}

@@ -87,7 +87,7 @@ func play(role string, args []string) error {
 	if role == roleFake {
 		backend = newFake(args[1])
 	} else {
-		c, err := client.Dial(ctx, client.Config{Masters: strings.Split(args[1], ","), Caller: &client.Caller{}, Logger: log})
+		c, err := client.Dial(ctx, client.Config{CacheNames: true, Masters: strings.Split(args[1], ","), Caller: &client.Caller{}, Logger: log})
 		if err != nil {
 			return err
 		}

@@ -444,3 +444,74 @@ func TestLocksBetweenProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A mount that is frozen delays what others change by 3 s at most, and when it goes on it shows nothing of before.
+func TestFrozenMount(t *testing.T) {
+	a, frozen := mountCluster(t)
+	b, _ := mountCluster(t)
+	dir := freshDir(t, b)
+	in := func(mount, name string) string { return filepath.Join(mount, filepath.Base(dir), name) }
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(os.WriteFile(in(b, "f"), []byte("old"), 0o644))
+	must(os.WriteFile(in(b, "g"), []byte("old"), 0o644))
+	open, err := os.Open(in(a, "f"))
+	must(err)
+	defer open.Close()
+	for range 100 { // until it is cached
+		_, err := os.Stat(in(a, "f"))
+		must(err)
+		_, err = os.Stat(in(a, "g"))
+		must(err)
+		_, err = open.ReadAt(make([]byte, 3), 0)
+		must(err)
+		if _, err := os.Stat(in(a, "none")); !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+	must(frozen.cmd.Process.Signal(syscall.SIGSTOP))
+	resume := sync.OnceFunc(func() { frozen.cmd.Process.Signal(syscall.SIGCONT) })
+	defer resume()
+	// Begun while the mount is frozen, answered when it is not.
+	type answer struct {
+		size int64
+		err  error
+	}
+	waiting := make(chan answer)
+	go func() {
+		info, err := os.Stat(in(a, "f"))
+		if err != nil {
+			waiting <- answer{0, err}
+			return
+		}
+		waiting <- answer{info.Size(), nil}
+	}()
+	begun := time.Now()
+	must(os.WriteFile(in(b, "f"), []byte("longer"), 0o644))
+	must(os.Rename(in(b, "g"), in(b, "none")))
+	if d := time.Since(begun); d > 20*time.Second { // the exact bound is tested on virtual time
+		t.Errorf("the changes took %v", d)
+	}
+	resume()
+	first := <-waiting
+	must(first.err)
+	info, err := os.Stat(in(a, "f"))
+	must(err)
+	if info.Size() != 6 || first.size != 3 && first.size != 6 {
+		t.Errorf("length %d, before that %d", info.Size(), first.size)
+	}
+	p := make([]byte, 6)
+	if n, err := open.ReadAt(p, 0); n != 6 || string(p) != "longer" {
+		t.Errorf("read %q, %v", p[:n], err)
+	}
+	if _, err := os.Stat(in(a, "g")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a name that was renamed away: %v", err)
+	}
+	if _, err := os.Stat(in(a, "none")); err != nil {
+		t.Errorf("the new name: %v", err)
+	}
+}

@@ -2,7 +2,8 @@
 //
 // It runs its own loop over bazil.org/fuse's Conn instead of bazil's fs package (docs/adr/0006-fuse-loop.md): a node's id
 // is its inode number, directories stream, and replies that carry attributes are written straight to /dev/fuse, because bazil's Attr drops
-// the sticky bit. The package keeps no copy of the tree; every answer comes from the Backend.
+// the sticky bit. The package keeps no copy of the tree; every answer comes from the Backend, which
+// may have it in memory.
 //
 // Goroutines: Serve runs a few readers; a request that may wait for the network gets a goroutine, of which at most
 // maxInFlight work at a time. Serve returns when the mount is gone and all have ended. Lock order: Server.mu is a leaf;

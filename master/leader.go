@@ -33,6 +33,7 @@ type leader struct {
 
 	fleet      *fleet
 	sessions   *sessionTable
+	caches     *cacheTable
 	repairs    *repairs
 	complaints complaints
 	verdicts   verdicts
@@ -71,15 +72,20 @@ func newLeader(ctx context.Context, m *Master) (*leader, error) {
 	if err != nil {
 		return nil, err
 	}
-	var ids []dfs.SessionID
-	err = v.Sessions(func(id dfs.SessionID, _ *dfsv1.SessionRecord) bool {
+	var ids, caching []dfs.SessionID
+	err = v.Sessions(func(id dfs.SessionID, s *dfsv1.SessionRecord) bool {
 		ids = append(ids, id)
+		if s.GetCaches() {
+			caching = append(caching, id)
+		}
 		return true
 	})
 	if err != nil {
 		return nil, err
 	}
 	l.sessions.load(ids)
+	l.caches = newCacheTable(caching)
+	l.fsm.Watch(l.caches.observe)
 	l.beganAt = v.Index()
 	l.log.Info("leading", "cluster", l.cluster.String(), "index", uint64(v.Index()), "sessions", len(ids), "safe_mode", l.fleet.safeMode().String())
 	poke(l.repairs.trigger)
@@ -90,7 +96,7 @@ func newLeader(ctx context.Context, m *Master) (*leader, error) {
 // run works until the reign ends.
 func (l *leader) run() {
 	for _, loop := range []func(context.Context){
-		l.tickLoop, l.sessionLoop, l.settleLoop, l.reclaimLoop, l.garbageLoop, l.repairs.scanLoop, l.repairs.actLoop,
+		l.caches.outlast, l.tickLoop, l.sessionLoop, l.settleLoop, l.reclaimLoop, l.garbageLoop, l.repairs.scanLoop, l.repairs.actLoop,
 	} {
 		l.background(loop)
 	}
@@ -104,6 +110,7 @@ func (l *leader) close() {
 	l.mu.Unlock()
 	l.fleet.endAll()
 	l.wg.Wait()
+	l.fsm.Watch(nil)
 }
 
 // background runs f in a goroutine of the reign's; it does nothing once the reign has ended.
@@ -138,6 +145,7 @@ func (l *leader) read(ctx context.Context, minIndex uint64) (*fsm.View, error) {
 		v.Close()
 		return nil, dfserr.Errorf(dfserr.ErrUnavailable, "master at %s is at index %d, the client has seen %d (was it rolled back?)", l.addr, at, minIndex)
 	}
+	depsOf(ctx).view(l.caches, v)
 	return v, nil
 }
 
@@ -164,6 +172,7 @@ func (l *leader) propose(ctx context.Context, cmd *dfsv1.Command) (*dfsv1.Result
 	}
 	switch r := answer.(type) {
 	case *dfsv1.Result:
+		depsOf(ctx).command(dfs.Index(r.GetIndex()))
 		return r, fsm.ResultError(r)
 	case error:
 		return nil, r
@@ -275,6 +284,7 @@ func (l *leader) endSession(ctx context.Context, id dfs.SessionID) error {
 	_, err := l.proposeAll(ctx, &dfsv1.Command{Op: &dfsv1.Command_EndSession{EndSession: &dfsv1.EndSessionCommand{Session: uint64(id)}}})
 	if err == nil {
 		l.sessions.end(id)
+		l.caches.end(id)
 	}
 	return err
 }

@@ -3,8 +3,8 @@
 //
 // Metadata is changed only by commands in the Raft log (packages raftlog, fsm, kv) and read, linearizably, from the state they make.
 // A handler decodes, checks limits, proposes a command or takes a read barrier, and encodes. What is not in the log is
-// the leader's soft state: chunkservers and leases (fleet.go), sessions' deadlines and opens (sessions.go), repairs under way
-// (repairs.go). It begins empty with each reign and is filled by heartbeats and re-announcements.
+// the leader's soft state: chunkservers and leases (fleet.go), sessions' deadlines and opens (sessions.go), what they may have cached
+// (caches.go), repairs under way (repairs.go). It begins empty with each reign and is filled by heartbeats and re-announcements.
 //
 // What it does not do: file bytes never pass through it, except those of files small enough to live in their inode.
 //
@@ -23,7 +23,8 @@
 //
 // A chunk's lock (leader.chunkLocks) is held across proposals and calls to chunkservers by whoever changes the chunk's configuration or
 // deletes replicas of it; several are taken only in ascending order of chunk id. Below it, and never held across
-// anything that blocks: sessionTable.mu, repairs.mu, complaints.mu, unsettled.mu; repairs.mu is taken before fleet.mu, all others are leaves.
+// anything that blocks: sessionTable.mu, repairs.mu, complaints.mu, unsettled.mu, cacheTable.mu (also taken by
+// Raft's goroutine, for each command); repairs.mu is taken before fleet.mu and deps.mu before cacheTable.mu, all others are leaves.
 //
 // # Goroutines
 //

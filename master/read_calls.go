@@ -22,7 +22,11 @@ func (l *leader) getAttr(ctx context.Context, r *dfsv1.GetAttrRequest) (*dfsv1.A
 	}
 	a, err := v.LookupPath(r.GetCaller(), r.GetRef())
 	index := v.Index()
+	absent := errors.Is(err, dfserr.ErrNotExist) && r.GetLease() && plainName(r.GetRef()) && dirExists(v, dfs.InodeID(r.GetRef().GetInode()))
 	v.Close()
+	if absent {
+		return &dfsv1.AttrReply{Absent: true, Index: uint64(index), DirLeased: l.grantDir(r, index)}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -38,10 +42,38 @@ func (l *leader) getAttr(ctx context.Context, r *dfsv1.GetAttrRequest) (*dfsv1.A
 		}
 	}
 	reply := &dfsv1.AttrReply{Attr: a, Index: uint64(index)}
-	if r.GetSession() != 0 {
-		reply.OtherWriters = l.sessions.othersWrite(dfs.SessionID(r.GetSession()), dfs.InodeID(a.GetInode()))
+	session := dfs.SessionID(r.GetSession())
+	if r.GetLease() {
+		reply.Leased = l.grantAttr(session, a, index)
+		reply.DirLeased = plainName(r.GetRef()) && l.grantDir(r, index)
+	}
+	if session != 0 {
+		// After the grant: who opens the file for writing from here on recalls it.
+		reply.OtherWriters = l.sessions.othersWrite(session, dfs.InodeID(a.GetInode()))
+		reply.Leased = reply.GetLeased() && !reply.GetOtherWriters()
 	}
 	return reply, nil
+}
+
+// plainName reports whether a reference is one name in a directory given by its inode.
+func plainName(r *dfsv1.Ref) bool {
+	return r.GetInode() != 0 && r.GetNoFollow() && dfs.CheckName(r.GetPath()) == nil
+}
+
+// dirExists reports whether a directory is there: what is missing in one that has gone is not the name.
+func dirExists(v *fsm.View, id dfs.InodeID) bool {
+	_, ok, err := v.Inode(id)
+	return ok && err == nil
+}
+
+// grantDir grants a lease on the directory that a request has looked in.
+func (l *leader) grantDir(r *dfsv1.GetAttrRequest, index dfs.Index) bool {
+	return l.caches.grant(dfs.SessionID(r.GetSession()), dfs.InodeID(r.GetRef().GetInode()), index)
+}
+
+// grantAttr grants a lease on attributes as of an index. Those of a file whose tail is open change without a command.
+func (l *leader) grantAttr(session dfs.SessionID, a *dfsv1.Attr, index dfs.Index) bool {
+	return !a.GetTailOpen() && !a.GetLengthIsBound() && l.caches.grant(session, dfs.InodeID(a.GetInode()), index)
 }
 
 // dirPageBytes bounds the entries of one reply, by an estimate.
@@ -70,7 +102,25 @@ func (l *leader) readDir(ctx context.Context, r *dfsv1.ReadDirRequest) (*dfsv1.R
 	if err := l.completeEntries(ctx, page.Entries); err != nil {
 		return nil, err
 	}
-	return &dfsv1.ReadDirReply{Entries: page.Entries, End: page.End, Index: uint64(index), Dir: page.Dir}, nil
+	reply := &dfsv1.ReadDirReply{Entries: page.Entries, End: page.End, Index: uint64(index), Dir: page.Dir}
+	if session := dfs.SessionID(r.GetSession()); session != 0 && !r.GetNamesOnly() {
+		l.grantEntries(session, reply, index)
+	}
+	return reply, nil
+}
+
+// grantEntries grants leases on a page of a directory and what it lists.
+func (l *leader) grantEntries(session dfs.SessionID, reply *dfsv1.ReadDirReply, index dfs.Index) {
+	if reply.DirLeased = l.caches.grant(session, dfs.InodeID(reply.GetDir().GetInode()), index); !reply.GetDirLeased() {
+		return
+	}
+	for _, e := range reply.GetEntries() {
+		a := e.GetAttr()
+		if a.GetNlink() == 0 {
+			continue // not the attributes: the caller may not search the directory
+		}
+		e.Leased = l.grantAttr(session, a, index) && !l.sessions.othersWrite(session, dfs.InodeID(a.GetInode()))
+	}
 }
 
 // boundPatience bounds how long a call that may answer with a lower bound asks for exact lengths: one file whose
@@ -186,6 +236,10 @@ func (l *leader) open(ctx context.Context, r *dfsv1.OpenRequest) (*dfsv1.OpenRep
 		if err := l.sessions.openNamed(session, id, r.GetWrite(), r.GetHandle()); err != nil {
 			return nil, err
 		}
+		if r.GetWrite() {
+			l.caches.recall(id, session)
+		}
+		depsOf(ctx).inode(id)
 		// Counted: from here on the inode stays, if it is still there.
 		if n, err = l.inode(id); err != nil {
 			l.sessions.endOpen(session, id, r.GetWrite(), r.GetHandle(), false)

@@ -16,8 +16,25 @@ type masterService struct {
 	*Master
 }
 
-// forward hands a call to the leader.
+// forward hands a call to the leader. Its answer leaves when it disagrees with nothing that a client may still have cached.
 func forward[Q, R any](ctx context.Context, m *Master, req *Q, handle func(*leader, context.Context, *Q) (*R, error)) (*R, error) {
+	l, err := m.lead()
+	if err != nil {
+		return nil, err
+	}
+	if err := l.caches.awaitReady(ctx); err != nil {
+		return nil, err
+	}
+	d := &deps{}
+	reply, err := handle(l, context.WithValue(ctx, depsKey{}, d), req)
+	if werr := l.caches.await(ctx, d); werr != nil {
+		return nil, werr
+	}
+	return reply, err
+}
+
+// forwardAtOnce is forward for calls whose answers say nothing about the tree.
+func forwardAtOnce[Q, R any](ctx context.Context, m *Master, req *Q, handle func(*leader, context.Context, *Q) (*R, error)) (*R, error) {
 	l, err := m.lead()
 	if err != nil {
 		return nil, err
@@ -34,11 +51,11 @@ func forwardGrowth[Q, R any](ctx context.Context, m *Master, req *Q, handle func
 }
 
 func (s masterService) OpenSession(ctx context.Context, r *dfsv1.OpenSessionRequest) (*dfsv1.OpenSessionReply, error) {
-	return forward(ctx, s.Master, r, (*leader).openSession)
+	return forwardAtOnce(ctx, s.Master, r, (*leader).openSession)
 }
 
 func (s masterService) CloseSession(ctx context.Context, r *dfsv1.CloseSessionRequest) (*dfsv1.CloseSessionReply, error) {
-	return forward(ctx, s.Master, r, (*leader).closeSession)
+	return forwardAtOnce(ctx, s.Master, r, (*leader).closeSession)
 }
 
 func (s masterService) KeepAlive(stream grpc.BidiStreamingServer[dfsv1.KeepAliveRequest, dfsv1.KeepAliveReply]) error {
@@ -66,7 +83,7 @@ func (s masterService) ListXattr(ctx context.Context, r *dfsv1.ListXattrRequest)
 }
 
 func (s masterService) StatFs(ctx context.Context, r *dfsv1.StatFsRequest) (*dfsv1.StatFsReply, error) {
-	return forward(ctx, s.Master, r, (*leader).statFs)
+	return forwardAtOnce(ctx, s.Master, r, (*leader).statFs)
 }
 
 func (s masterService) Create(ctx context.Context, r *dfsv1.CreateRequest) (*dfsv1.OpenReply, error) {
@@ -130,7 +147,7 @@ func (s masterService) ReportFailure(ctx context.Context, r *dfsv1.ReportFailure
 }
 
 func (s masterService) ClusterReport(ctx context.Context, r *dfsv1.ClusterReportRequest) (*dfsv1.ClusterReportReply, error) {
-	return forward(ctx, s.Master, r, (*leader).clusterReport)
+	return forwardAtOnce(ctx, s.Master, r, (*leader).clusterReport)
 }
 
 func (s masterService) Fsck(r *dfsv1.FsckRequest, stream grpc.ServerStreamingServer[dfsv1.FsckReply]) error {

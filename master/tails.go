@@ -161,6 +161,7 @@ func (m *leader) chunkLength(ctx context.Context, id dfs.ChunkID, hold bool) (in
 // attr turns an inode into what clients see, with an exact length. When the file was cut while its primary was asked, it is
 // read again, so the reply may reflect a later index than the one n was read at.
 func (m *leader) attr(ctx context.Context, id dfs.InodeID, n *namespace.Inode) (*dfsv1.Attr, error) {
+	depsOf(ctx).inode(id)
 	for range 16 {
 		length, err := m.exactLength(ctx, id, n, false)
 		if err == nil {

@@ -93,18 +93,22 @@ func (l *leader) create(ctx context.Context, r *dfsv1.CreateRequest) (*dfsv1.Ope
 		if err := l.sessions.openNamed(session, id, true, r.GetHandle()); err != nil {
 			return nil, err
 		}
+		if !res.GetCreated() {
+			l.caches.recall(id, session)
+			depsOf(ctx).inode(id)
+		}
 	}
 	if k := res.GetChunks(); len(k) == 1 && len(k[0].GetReplicas()) < int(k[0].GetReplication()) {
 		l.repairs.wake()
 	}
-	reply, err := l.createReply(ctx, res)
+	reply, err := l.createReply(ctx, session, res)
 	if r.GetOpen() {
 		l.sessions.endOpen(session, id, true, r.GetHandle(), err == nil)
 	}
 	return reply, err
 }
 
-func (l *leader) createReply(ctx context.Context, res *dfsv1.Result) (*dfsv1.OpenReply, error) {
+func (l *leader) createReply(ctx context.Context, session dfs.SessionID, res *dfsv1.Result) (*dfsv1.OpenReply, error) {
 	if a := res.GetAttr(); !res.GetCreated() && a.GetChunks() > 0 && len(res.GetChunks()) == 0 {
 		// An existing file: the caller gets what an open would give.
 		n, err := l.inode(dfs.InodeID(a.GetInode()))
@@ -124,7 +128,8 @@ func (l *leader) createReply(ctx context.Context, res *dfsv1.Result) (*dfsv1.Ope
 		}
 	}
 	return &dfsv1.OpenReply{
-		Attr: attr, InlineData: res.GetInlineData(), Chunks: res.GetChunks(), Index: res.GetIndex(), Created: res.GetCreated(),
+		Leased: res.GetCreated() && l.grantAttr(session, attr, dfs.Index(res.GetIndex())),
+		Attr:   attr, InlineData: res.GetInlineData(), Chunks: res.GetChunks(), Index: res.GetIndex(), Created: res.GetCreated(),
 	}, nil
 }
 

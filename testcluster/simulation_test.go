@@ -94,6 +94,9 @@ type sim struct {
 	cells cellSet   // of "/shared"
 	cut   cellSet   // of "/cut"
 	ext   extension // of "/extended"
+	names *names
+
+	getAttrs atomic.Int64 // calls of the masters that tell attributes
 
 	mu      sync.Mutex
 	records map[record]bool // guarded by mu: sent; true once acknowledged
@@ -114,12 +117,15 @@ func (s *sim) rng(stream uint64) *rand.Rand { return rand.New(rand.NewPCG(s.seed
 func simulate(t *testing.T, seed uint64) {
 	s := &sim{t: t, seed: seed, records: map[record]bool{}, fired: map[string]int{}}
 	s.callRNG = s.rng(1000)
-	s.cells, s.cut = newCellSet(), newCellSet()
+	s.cells, s.cut, s.names = newCellSet(), newCellSet(), newNames()
 	cfg := Config{
 		Faults:      s.fate,
 		Master:      func(c *master.Config) { c.DeadAfter = 10 * time.Second; c.GarbageGrace = 5 * time.Second },
 		Chunkserver: func(_ int, c *chunkserver.Config) { c.Reserve = dfs.MiB },
-		Client:      func(c *client.Config) { c.OpTimeout = 10 * time.Minute },
+		Client: func(c *client.Config) {
+			c.OpTimeout = 10 * time.Minute
+			c.CacheNames = strings.HasPrefix(c.Name, "cacher")
+		},
 	}
 	s.calm.Store(true)
 	inMemory(t, cfg, func(ctx context.Context, t *testing.T, cl *Cluster) {
@@ -131,6 +137,9 @@ func simulate(t *testing.T, seed uint64) {
 // fate decides about one unary call: most go through. Those of a change of configuration have it harder: that is when replicas are put out that could go on serving (Prepare), the
 // master tells them so (DeleteReplicas), and new ones are brought into step (Activate).
 func (s *sim) fate(_ context.Context, _, method string) rpc.Fault {
+	if strings.HasSuffix(method, "/GetAttr") {
+		s.getAttrs.Add(1)
+	}
 	if s.calm.Load() {
 		return rpc.Fault{}
 	}
@@ -174,6 +183,7 @@ func (s *sim) run(ctx context.Context) {
 		s.must(err)
 		s.must(f.Close())
 	}
+	s.names.setup(ctx, s, c)
 	var wg sync.WaitGroup
 	s.calm.Store(false)
 	stop, faultsDone := make(chan struct{}), make(chan struct{})
@@ -184,6 +194,10 @@ func (s *sim) run(ctx context.Context) {
 	var hammers sync.WaitGroup
 	for i := range simHammers {
 		hammers.Go(func() { s.hammer(ctx, simClients+i, stop) })
+	}
+	hammers.Go(func() { s.names.distances(s, stop) })
+	for i := range simCachers {
+		hammers.Go(func() { s.names.hammer(ctx, s, i, stop) })
 	}
 	wg.Wait()
 	close(stop)
@@ -244,13 +258,13 @@ func (s *sim) faults(ctx context.Context, stop <-chan struct{}) {
 	for i := range s.cl.Chunkservers() {
 		hosts = append(hosts, ChunkserverHost(i))
 	}
-	for i := range simClients + simHammers + 1 {
+	for i := range simClients + simHammers + simCachers + 1 {
 		hosts = append(hosts, ClientHost(i))
 	}
 	ms := func(from, to int) time.Duration { return time.Duration(from+rng.IntN(to-from)) * time.Millisecond }
 	for wait(ms(50, 1500)) {
 		i := rng.IntN(s.cl.Chunkservers())
-		switch kind := rng.IntN(13); {
+		switch kind := rng.IntN(14); {
 		case kind < 3:
 			s.count("kill chunkserver")
 			s.must(s.cl.KillChunkserver(ctx, i))
@@ -299,6 +313,12 @@ func (s *sim) faults(ctx context.Context, stop <-chan struct{}) {
 					s.cl.Net.Heal(h, ChunkserverHost(i))
 				}
 			}
+		case kind < 13:
+			host := ClientHost(rng.IntN(simClients + simHammers + simCachers + 1))
+			s.count("pause client")
+			s.cl.Net.Pause(host)
+			wait(ms(100, 6000))
+			s.cl.Net.Resume(host)
 		default:
 			s.count("restart master")
 			s.must(s.cl.KillMaster(ctx))
@@ -584,6 +604,7 @@ func (s *sim) check(ctx context.Context, c *client.Client) {
 			}
 		}
 	}
+	s.names.check(s)
 	s.ext.check(ctx, s, c)
 	f, err := c.Open(ctx, "/records")
 	s.must(err)
@@ -651,15 +672,31 @@ func (s *sim) waitHealed(ctx context.Context, c *client.Client) {
 		}
 		time.Sleep(time.Second)
 	}
+	// Sessions that were lost may end as late as now, and the files they had open get their lengths recorded: then replicas are out of date for a moment.
+	for {
+		bad := s.badReplicas(ctx, c)
+		if len(bad) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.t.Errorf("seed %d: not healed after 10 minutes: %q", s.seed, bad)
+			return
+		}
+		time.Sleep(time.Second)
+	}
+}
+
+func (s *sim) badReplicas(ctx context.Context, c *client.Client) (bad []string) {
 	for _, path := range []string{"/shared", "/cut", "/records", "/appended", "/extended"} {
 		chunks, err := c.Chunks(ctx, path)
 		s.must(err)
 		for _, k := range chunks {
 			for _, r := range k.Replicas {
 				if r.State != "valid" {
-					s.t.Errorf("seed %d: %s chunk %s: the replica on %s is %s", s.seed, path, k.Chunk, r.Server, r.State)
+					bad = append(bad, fmt.Sprintf("%s chunk %s: the replica on %s is %s", path, k.Chunk, r.Server, r.State))
 				}
 			}
 		}
 	}
+	return bad
 }

@@ -1,9 +1,8 @@
-// Package metacache remembers, for a bounded number of chunks and a bounded time, where the chunks of files are. It
+// Package metacache is a client's memory. Cache says, for a bounded number of chunks and a bounded time, where the chunks of files are: it
 // holds values of any type under (inode, index of the chunk in the file), evicts the least recently used, and forgets
-// by inode or from an index on when something says that they changed.
+// by inode or from an index on when something says that they changed. Tree has attributes and names, under leases that the master recalls.
 //
-// It does no I/O and starts no goroutine. Attributes and names are deliberately not in it: every look at those asks the
-// master, so that clients see one another's changes at once.
+// It does no I/O and starts no goroutine.
 package metacache
 
 import (

@@ -315,7 +315,8 @@ type attached struct {
 // attach mounts the cluster. When it fails, nothing is left mounted.
 func (m *mountArgs) attach(ctx context.Context, where target) (a *attached, err error) {
 	c, err := client.Dial(ctx, client.Config{
-		Masters: where.masters, Logger: m.opts.Logger, Caller: &client.Caller{}, DialTimeout: mountDialTimeout, OpTimeout: mountPatience,
+		CacheNames: true,
+		Masters:    where.masters, Logger: m.opts.Logger, Caller: &client.Caller{}, DialTimeout: mountDialTimeout, OpTimeout: mountPatience,
 		AckTimeout: mountAckTimeout,
 	})
 	if err != nil {

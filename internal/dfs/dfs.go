@@ -8,6 +8,7 @@ package dfs
 import (
 	"fmt"
 	"strconv"
+	"time"
 )
 
 // InodeID names an inode. Ids are allocated by the master's state machine and never reused; the high
@@ -107,6 +108,13 @@ const (
 
 	// MaxEntrySize is the largest Raft log entry.
 	MaxEntrySize = 1 * MiB
+	// CacheTrust is for how long after it sent the last keep-alive message that was answered a client trusts what it has cached under leases.
+	CacheTrust = 2 * time.Second
+	// CacheWait is for how long after it received that message the master counts with the client's trust. The difference is what
+	// clocks may run apart in that time.
+	CacheWait = 2800 * time.Millisecond
+	// CacheRenew is how often a client that uses its cache sends keep-alive messages.
+	CacheRenew = 500 * time.Millisecond
 	// ReplyWindow is how many mutations one session may have outstanding: the master remembers that
 	// many replies per session, so a request id may only be reused after ReplyWindow later ones.
 	ReplyWindow = 1024

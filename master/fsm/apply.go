@@ -64,6 +64,7 @@ func (f *FSM) applyEntry(index dfs.Index, data []byte) (*dfsv1.Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	f.tell(t, cmd)
 	return res, t.commit()
 }
 

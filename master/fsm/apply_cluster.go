@@ -29,7 +29,7 @@ func (o op) openSession(r *dfsv1.OpenSessionCommand) (*dfsv1.Result, error) {
 	}
 	id := dfs.SessionID(o.env.Index)
 	o.t.dirty.set(appendSessionKey(nil, id), &dfsv1.SessionRecord{
-		Client: r.GetClient(), CreatedAtNs: o.env.Now, TtlNs: r.GetTtlNs(), Nonce: r.GetNonce(),
+		Client: r.GetClient(), CreatedAtNs: o.env.Now, TtlNs: r.GetTtlNs(), Nonce: r.GetNonce(), Caches: r.GetCaches(),
 	})
 	if r.GetNonce() != 0 {
 		o.t.dirty.set(nonceKey, &dfsv1.NonceRecord{Session: uint64(id)})

@@ -41,6 +41,7 @@ import (
 	"dfs/internal/dfs"
 	"dfs/internal/dfserr"
 	"dfs/master/kv"
+	dfsv1 "dfs/proto/dfs/v1"
 )
 
 // Config configures a state machine. The zero value is usable.
@@ -61,6 +62,7 @@ type FSM struct {
 	cfg   Config
 	cache atomic.Pointer[cache] // nil while a snapshot is being installed
 	txn   txn                   // of the running command; Raft's goroutine
+	watch atomic.Pointer[func(Change)]
 
 	failOnce sync.Once
 	failed   atomic.Pointer[error]
@@ -82,6 +84,32 @@ func New(db *kv.DB, cfg Config) *FSM {
 	f := &FSM{db: db, cfg: cfg}
 	f.cache.Store(newCache(cfg.CacheBytes))
 	return f
+}
+
+// Change is what one command did to the tree, or, when it failed, what its failure depends on.
+type Change struct {
+	Index   dfs.Index
+	Header  *dfsv1.MutationHeader // nil: not a client's
+	Touched []dfs.InodeID         // whose attributes, entries, extended attributes or inline bytes have changed; may repeat
+	Read    []dfs.InodeID         // that it looked at, or in; may repeat
+}
+
+// Watch has fn called for each command, from Raft's goroutine, after its outcome is known and before any view can see it. fn must not block and
+// must not keep the slices. nil ends that.
+func (f *FSM) Watch(fn func(Change)) {
+	if fn == nil {
+		f.watch.Store(nil)
+		return
+	}
+	f.watch.Store(&fn)
+}
+
+// tell calls the watcher, if there is one.
+func (f *FSM) tell(t *txn, cmd *dfsv1.Command) {
+	if fn := f.watch.Load(); fn != nil {
+		t.touched = t.dirty.inodes(t.touched[:0])
+		(*fn)(Change{Index: t.index, Header: cmd.GetHeader(), Touched: t.touched, Read: t.seen})
+	}
 }
 
 // Applied returns the index of the newest command that views see. Raft's own entries do not count: it may stay below Raft's applied index.

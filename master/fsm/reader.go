@@ -29,6 +29,15 @@ type reader struct {
 	dirty *changes // nil in a view
 	err   error    // first failure of kv or of decoding
 	buf   []byte
+
+	track bool          // note in seen which inodes are looked at
+	seen  []dfs.InodeID // also those whose entries are
+}
+
+func (r *reader) note(id dfs.InodeID) {
+	if n := len(r.seen); r.track && (n == 0 || r.seen[n-1] != id) {
+		r.seen = append(r.seen, id)
+	}
 }
 
 // fail keeps the first error that is the storage's, not the operation's.
@@ -103,6 +112,7 @@ func (r *reader) Inode(id dfs.InodeID) (namespace.Inode, bool, error) {
 
 // inode is Inode without the copy.
 func (r *reader) inode(id dfs.InodeID) (*namespace.Inode, error) {
+	r.note(id)
 	r.buf = appendInodeKey(r.buf[:0], id)
 	v, err := r.load(r.buf)
 	if v == nil {
@@ -113,6 +123,7 @@ func (r *reader) inode(id dfs.InodeID) (*namespace.Inode, error) {
 
 // Dentry returns what a name in a directory stands for; namespace.Reader.
 func (r *reader) Dentry(dir dfs.InodeID, name []byte) (namespace.Dentry, bool, error) {
+	r.note(dir)
 	r.buf = appendDentryKey(r.buf[:0], dir, name)
 	v, err := r.load(r.buf)
 	if v == nil {
@@ -123,6 +134,7 @@ func (r *reader) Dentry(dir dfs.InodeID, name []byte) (namespace.Dentry, bool, e
 
 // Dentries walks a directory in byte order of names; namespace.Reader.
 func (r *reader) Dentries(dir dfs.InodeID, after []byte, fn func(name []byte, d namespace.Dentry) bool) error {
+	r.note(dir)
 	prefix := appendDentryKey(nil, dir, nil)
 	var from []byte
 	if len(after) > 0 {

@@ -1,6 +1,8 @@
 package fsm
 
 import (
+	"encoding/binary"
+
 	"google.golang.org/protobuf/proto"
 
 	"dfs/internal/dfs"
@@ -55,8 +57,9 @@ func (c *changes) reset() {
 // It implements namespace.Txn, chunks.Txn and locks.Txn.
 type txn struct {
 	reader
-	index dfs.Index
-	store *kv.Txn
+	index   dfs.Index
+	store   *kv.Txn
+	touched []dfs.InodeID // reused by FSM.tell
 }
 
 // begin starts the command of an index.
@@ -69,7 +72,22 @@ func (f *FSM) begin(index dfs.Index) *txn {
 		t.dirty = &changes{pos: make(map[string]int)}
 	}
 	t.dirty.reset()
+	t.track, t.seen = true, t.seen[:0]
 	return t
+}
+
+// inodes appends to list the inodes that the changes are of. Repetitions in a row are left out.
+func (c *changes) inodes(list []dfs.InodeID) []dfs.InodeID {
+	for i := range c.list {
+		switch key := c.list[i].key; key[0] {
+		case kindInode, kindDentry, kindXattr:
+			id := dfs.InodeID(binary.BigEndian.Uint64([]byte(key[prefixLen : prefixLen+8])))
+			if n := len(list); n == 0 || list[n-1] != id {
+				list = append(list, id)
+			}
+		}
+	}
+	return list
 }
 
 // discard forgets the changes.

@@ -42,6 +42,12 @@ func (f *FSM) view(open func() (*kv.ReadTxn, error)) (*View, error) {
 // Index returns the index that the view is as of.
 func (v *View) Index() dfs.Index { return v.at }
 
+// Track makes the view note which inodes it is asked about from now on; Seen returns them.
+func (v *View) Track() { v.track = true }
+
+// Seen returns the inodes whose attributes or entries were looked at since Track, perhaps repeatedly. The slice may be kept once the view is closed.
+func (v *View) Seen() []dfs.InodeID { return v.seen }
+
 // Close ends the view. Once.
 func (v *View) Close() { v.txn.Close() }
 

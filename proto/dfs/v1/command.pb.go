@@ -465,6 +465,7 @@ type OpenSessionCommand struct {
 	Client        string                 `protobuf:"bytes,1,opt,name=client,proto3" json:"client,omitempty"`
 	Nonce         uint64                 `protobuf:"varint,2,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	TtlNs         int64                  `protobuf:"varint,3,opt,name=ttl_ns,json=ttlNs,proto3" json:"ttl_ns,omitempty"`
+	Caches        bool                   `protobuf:"varint,10,opt,name=caches,proto3" json:"caches,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -518,6 +519,13 @@ func (x *OpenSessionCommand) GetTtlNs() int64 {
 		return x.TtlNs
 	}
 	return 0
+}
+
+func (x *OpenSessionCommand) GetCaches() bool {
+	if x != nil {
+		return x.Caches
+	}
+	return false
 }
 
 type EndSessionCommand struct {
@@ -1306,11 +1314,13 @@ const file_dfs_v1_command_proto_rawDesc = "" +
 	"\tplacement\x18\x03 \x03(\x04R\tplacement\x12\x1f\n" +
 	"\vtail_length\x18\x04 \x01(\x03R\n" +
 	"tailLengthB\x04\n" +
-	"\x02op\"Y\n" +
+	"\x02op\"q\n" +
 	"\x12OpenSessionCommand\x12\x16\n" +
 	"\x06client\x18\x01 \x01(\tR\x06client\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\x04R\x05nonce\x12\x15\n" +
-	"\x06ttl_ns\x18\x03 \x01(\x03R\x05ttlNs\"-\n" +
+	"\x06ttl_ns\x18\x03 \x01(\x03R\x05ttlNs\x12\x16\n" +
+	"\x06caches\x18\n" +
+	" \x01(\bR\x06caches\"-\n" +
 	"\x11EndSessionCommand\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\"'\n" +
 	"\x0fOpenTailCommand\x12\x14\n" +

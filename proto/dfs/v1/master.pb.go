@@ -78,10 +78,14 @@ func (RemoveRequest_What) EnumDescriptor() ([]byte, []int) {
 
 // MutationHeader makes a mutation repeatable: (session, seq) names the request for ever.
 type MutationHeader struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
-	Seq           uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"` // from 1; fewer than ReplyWindow outstanding at a time
-	Caller        *Caller                `protobuf:"bytes,3,opt,name=caller,proto3" json:"caller,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Session uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Seq     uint64                 `protobuf:"varint,2,opt,name=seq,proto3" json:"seq,omitempty"` // from 1; fewer than ReplyWindow outstanding at a time
+	Caller  *Caller                `protobuf:"bytes,3,opt,name=caller,proto3" json:"caller,omitempty"`
+	// The sender does not trust what it has cached of these inodes until it has the reply, and knows then what has become of them: its
+	// leases on them need not be recalled. That holds while its keep-alive stream is the one with this number.
+	Cache         uint64   `protobuf:"varint,10,opt,name=cache,proto3" json:"cache,omitempty"`
+	Covers        []uint64 `protobuf:"varint,11,rep,packed,name=covers,proto3" json:"covers,omitempty"` // at most 8
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -137,11 +141,26 @@ func (x *MutationHeader) GetCaller() *Caller {
 	return nil
 }
 
+func (x *MutationHeader) GetCache() uint64 {
+	if x != nil {
+		return x.Cache
+	}
+	return 0
+}
+
+func (x *MutationHeader) GetCovers() []uint64 {
+	if x != nil {
+		return x.Covers
+	}
+	return nil
+}
+
 type OpenSessionRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Client        string                 `protobuf:"bytes,1,opt,name=client,proto3" json:"client,omitempty"`
 	Nonce         uint64                 `protobuf:"varint,2,opt,name=nonce,proto3" json:"nonce,omitempty"`                          // a repeated open with one nonce gives the same session
 	ClusterId     uint64                 `protobuf:"varint,3,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"` // 0: any
+	Caches        bool                   `protobuf:"varint,10,opt,name=caches,proto3" json:"caches,omitempty"`                       // the client will ask for cache leases
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -195,6 +214,13 @@ func (x *OpenSessionRequest) GetClusterId() uint64 {
 		return x.ClusterId
 	}
 	return 0
+}
+
+func (x *OpenSessionRequest) GetCaches() bool {
+	if x != nil {
+		return x.Caches
+	}
+	return false
 }
 
 type OpenSessionReply struct {
@@ -354,9 +380,14 @@ func (x *CloseSessionReply) GetIndex() uint64 {
 }
 
 type KeepAliveRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
-	OpenInodes    []uint64               `protobuf:"varint,2,rep,packed,name=open_inodes,json=openInodes,proto3" json:"open_inodes,omitempty"` // first message of a stream: re-announced opens
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Session    uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	OpenInodes []uint64               `protobuf:"varint,2,rep,packed,name=open_inodes,json=openInodes,proto3" json:"open_inodes,omitempty"` // first message of a stream: re-announced opens
+	// Of a client that caches. The first message of a stream gives the stream's number, from 1 and rising with every stream of the session: it says that
+	// nothing is cached yet.
+	Cache         uint64 `protobuf:"varint,10,opt,name=cache,proto3" json:"cache,omitempty"`
+	Number        uint64 `protobuf:"varint,11,opt,name=number,proto3" json:"number,omitempty"`     // of this message, if it is to be answered
+	Recalled      uint64 `protobuf:"varint,12,opt,name=recalled,proto3" json:"recalled,omitempty"` // every recall up to this one has been carried out
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -405,9 +436,33 @@ func (x *KeepAliveRequest) GetOpenInodes() []uint64 {
 	return nil
 }
 
+func (x *KeepAliveRequest) GetCache() uint64 {
+	if x != nil {
+		return x.Cache
+	}
+	return 0
+}
+
+func (x *KeepAliveRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *KeepAliveRequest) GetRecalled() uint64 {
+	if x != nil {
+		return x.Recalled
+	}
+	return 0
+}
+
 type KeepAliveReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TtlMs         int64                  `protobuf:"varint,1,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	Number        uint64                 `protobuf:"varint,10,opt,name=number,proto3" json:"number,omitempty"`                                 // the message that this answers; 0: this is a recall
+	Recall        []uint64               `protobuf:"varint,11,rep,packed,name=recall,proto3" json:"recall,omitempty"`                          // inodes of which nothing cached may be used any more
+	RecallNumber  uint64                 `protobuf:"varint,12,opt,name=recall_number,json=recallNumber,proto3" json:"recall_number,omitempty"` // from 1
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -449,6 +504,27 @@ func (x *KeepAliveReply) GetTtlMs() int64 {
 	return 0
 }
 
+func (x *KeepAliveReply) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *KeepAliveReply) GetRecall() []uint64 {
+	if x != nil {
+		return x.Recall
+	}
+	return nil
+}
+
+func (x *KeepAliveReply) GetRecallNumber() uint64 {
+	if x != nil {
+		return x.RecallNumber
+	}
+	return 0
+}
+
 type GetAttrRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Caller        *Caller                `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
@@ -456,6 +532,7 @@ type GetAttrRequest struct {
 	MinIndex      uint64                 `protobuf:"varint,3,opt,name=min_index,json=minIndex,proto3" json:"min_index,omitempty"` // the reply must reflect at least this index
 	Session       uint64                 `protobuf:"varint,4,opt,name=session,proto3" json:"session,omitempty"`                   // asks for other_writers
 	BoundOk       bool                   `protobuf:"varint,5,opt,name=bound_ok,json=boundOk,proto3" json:"bound_ok,omitempty"`    // after about two seconds of asking chunkservers, length_is_bound is an answer
+	Lease         bool                   `protobuf:"varint,10,opt,name=lease,proto3" json:"lease,omitempty"`                      // the session wants to cache the answer. A missing last name is then an answer: absent
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -525,11 +602,21 @@ func (x *GetAttrRequest) GetBoundOk() bool {
 	return false
 }
 
+func (x *GetAttrRequest) GetLease() bool {
+	if x != nil {
+		return x.Lease
+	}
+	return false
+}
+
 type AttrReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Attr          *Attr                  `protobuf:"bytes,1,opt,name=attr,proto3" json:"attr,omitempty"`
 	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
 	OtherWriters  bool                   `protobuf:"varint,3,opt,name=other_writers,json=otherWriters,proto3" json:"other_writers,omitempty"` // of GetAttr with a session: others may have the file open for writing, so its bytes may change without its mtime
+	Leased        bool                   `protobuf:"varint,10,opt,name=leased,proto3" json:"leased,omitempty"`                                // the attributes may be cached, as of a file that others do not write
+	DirLeased     bool                   `protobuf:"varint,11,opt,name=dir_leased,json=dirLeased,proto3" json:"dir_leased,omitempty"`         // what the name stands for in the directory ref.inode, or that it is absent, may be cached
+	Absent        bool                   `protobuf:"varint,12,opt,name=absent,proto3" json:"absent,omitempty"`                                // the last name of ref does not exist; attr is not set
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -585,6 +672,27 @@ func (x *AttrReply) GetOtherWriters() bool {
 	return false
 }
 
+func (x *AttrReply) GetLeased() bool {
+	if x != nil {
+		return x.Leased
+	}
+	return false
+}
+
+func (x *AttrReply) GetDirLeased() bool {
+	if x != nil {
+		return x.DirLeased
+	}
+	return false
+}
+
+func (x *AttrReply) GetAbsent() bool {
+	if x != nil {
+		return x.Absent
+	}
+	return false
+}
+
 type ReadDirRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Caller        *Caller                `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
@@ -593,6 +701,7 @@ type ReadDirRequest struct {
 	Limit         uint32                 `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"` // 0: the server's choice; at most 4096
 	MinIndex      uint64                 `protobuf:"varint,5,opt,name=min_index,json=minIndex,proto3" json:"min_index,omitempty"`
 	NamesOnly     bool                   `protobuf:"varint,6,opt,name=names_only,json=namesOnly,proto3" json:"names_only,omitempty"` // entries carry only inode and type
+	Session       uint64                 `protobuf:"varint,10,opt,name=session,proto3" json:"session,omitempty"`                     // that wants to cache the answer, or 0
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -669,10 +778,18 @@ func (x *ReadDirRequest) GetNamesOnly() bool {
 	return false
 }
 
+func (x *ReadDirRequest) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
 type DirEntry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          []byte                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Attr          *Attr                  `protobuf:"bytes,2,opt,name=attr,proto3" json:"attr,omitempty"`
+	Leased        bool                   `protobuf:"varint,10,opt,name=leased,proto3" json:"leased,omitempty"` // the attributes may be cached, as of a file that others do not write
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -721,12 +838,20 @@ func (x *DirEntry) GetAttr() *Attr {
 	return nil
 }
 
+func (x *DirEntry) GetLeased() bool {
+	if x != nil {
+		return x.Leased
+	}
+	return false
+}
+
 type ReadDirReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Entries       []*DirEntry            `protobuf:"bytes,1,rep,name=entries,proto3" json:"entries,omitempty"` // in byte order of name
 	End           bool                   `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
 	Index         uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
 	Dir           *Attr                  `protobuf:"bytes,4,opt,name=dir,proto3" json:"dir,omitempty"`
+	DirLeased     bool                   `protobuf:"varint,10,opt,name=dir_leased,json=dirLeased,proto3" json:"dir_leased,omitempty"` // what the names stand for may be cached
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -787,6 +912,13 @@ func (x *ReadDirReply) GetDir() *Attr {
 		return x.Dir
 	}
 	return nil
+}
+
+func (x *ReadDirReply) GetDirLeased() bool {
+	if x != nil {
+		return x.DirLeased
+	}
+	return false
 }
 
 type GetXattrRequest struct {
@@ -2012,6 +2144,7 @@ type OpenReply struct {
 	Chunks        []*ChunkConfig         `protobuf:"bytes,3,rep,name=chunks,proto3" json:"chunks,omitempty"` // the first few, to save a round trip
 	Index         uint64                 `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"`
 	Created       bool                   `protobuf:"varint,5,opt,name=created,proto3" json:"created,omitempty"`
+	Leased        bool                   `protobuf:"varint,10,opt,name=leased,proto3" json:"leased,omitempty"` // to a client that covers the directory: the attributes may be cached
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2077,6 +2210,13 @@ func (x *OpenReply) GetIndex() uint64 {
 func (x *OpenReply) GetCreated() bool {
 	if x != nil {
 		return x.Created
+	}
+	return false
+}
+
+func (x *OpenReply) GetLeased() bool {
+	if x != nil {
+		return x.Leased
 	}
 	return false
 }
@@ -4035,16 +4175,21 @@ var File_dfs_v1_master_proto protoreflect.FileDescriptor
 
 const file_dfs_v1_master_proto_rawDesc = "" +
 	"\n" +
-	"\x13dfs/v1/master.proto\x12\x06dfs.v1\x1a\x13dfs/v1/common.proto\"d\n" +
+	"\x13dfs/v1/master.proto\x12\x06dfs.v1\x1a\x13dfs/v1/common.proto\"\x92\x01\n" +
 	"\x0eMutationHeader\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12&\n" +
-	"\x06caller\x18\x03 \x01(\v2\x0e.dfs.v1.CallerR\x06caller\"a\n" +
+	"\x06caller\x18\x03 \x01(\v2\x0e.dfs.v1.CallerR\x06caller\x12\x14\n" +
+	"\x05cache\x18\n" +
+	" \x01(\x04R\x05cache\x12\x16\n" +
+	"\x06covers\x18\v \x03(\x04R\x06covers\"y\n" +
 	"\x12OpenSessionRequest\x12\x16\n" +
 	"\x06client\x18\x01 \x01(\tR\x06client\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\x04R\x05nonce\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x03 \x01(\x04R\tclusterId\"x\n" +
+	"cluster_id\x18\x03 \x01(\x04R\tclusterId\x12\x16\n" +
+	"\x06caches\x18\n" +
+	" \x01(\bR\x06caches\"x\n" +
 	"\x10OpenSessionReply\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x15\n" +
 	"\x06ttl_ms\x18\x02 \x01(\x03R\x05ttlMs\x12\x1d\n" +
@@ -4054,23 +4199,38 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\x13CloseSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\")\n" +
 	"\x11CloseSessionReply\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"M\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"\x97\x01\n" +
 	"\x10KeepAliveRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x1f\n" +
 	"\vopen_inodes\x18\x02 \x03(\x04R\n" +
-	"openInodes\"'\n" +
+	"openInodes\x12\x14\n" +
+	"\x05cache\x18\n" +
+	" \x01(\x04R\x05cache\x12\x16\n" +
+	"\x06number\x18\v \x01(\x04R\x06number\x12\x1a\n" +
+	"\brecalled\x18\f \x01(\x04R\brecalled\"|\n" +
 	"\x0eKeepAliveReply\x12\x15\n" +
-	"\x06ttl_ms\x18\x01 \x01(\x03R\x05ttlMs\"\xa9\x01\n" +
+	"\x06ttl_ms\x18\x01 \x01(\x03R\x05ttlMs\x12\x16\n" +
+	"\x06number\x18\n" +
+	" \x01(\x04R\x06number\x12\x16\n" +
+	"\x06recall\x18\v \x03(\x04R\x06recall\x12#\n" +
+	"\rrecall_number\x18\f \x01(\x04R\frecallNumber\"\xbf\x01\n" +
 	"\x0eGetAttrRequest\x12&\n" +
 	"\x06caller\x18\x01 \x01(\v2\x0e.dfs.v1.CallerR\x06caller\x12\x1d\n" +
 	"\x03ref\x18\x02 \x01(\v2\v.dfs.v1.RefR\x03ref\x12\x1b\n" +
 	"\tmin_index\x18\x03 \x01(\x04R\bminIndex\x12\x18\n" +
 	"\asession\x18\x04 \x01(\x04R\asession\x12\x19\n" +
-	"\bbound_ok\x18\x05 \x01(\bR\aboundOk\"h\n" +
+	"\bbound_ok\x18\x05 \x01(\bR\aboundOk\x12\x14\n" +
+	"\x05lease\x18\n" +
+	" \x01(\bR\x05lease\"\xb7\x01\n" +
 	"\tAttrReply\x12 \n" +
 	"\x04attr\x18\x01 \x01(\v2\f.dfs.v1.AttrR\x04attr\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12#\n" +
-	"\rother_writers\x18\x03 \x01(\bR\fotherWriters\"\xbf\x01\n" +
+	"\rother_writers\x18\x03 \x01(\bR\fotherWriters\x12\x16\n" +
+	"\x06leased\x18\n" +
+	" \x01(\bR\x06leased\x12\x1d\n" +
+	"\n" +
+	"dir_leased\x18\v \x01(\bR\tdirLeased\x12\x16\n" +
+	"\x06absent\x18\f \x01(\bR\x06absent\"\xd9\x01\n" +
 	"\x0eReadDirRequest\x12&\n" +
 	"\x06caller\x18\x01 \x01(\v2\x0e.dfs.v1.CallerR\x06caller\x12\x1d\n" +
 	"\x03ref\x18\x02 \x01(\v2\v.dfs.v1.RefR\x03ref\x12\x14\n" +
@@ -4078,15 +4238,22 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\x05limit\x18\x04 \x01(\rR\x05limit\x12\x1b\n" +
 	"\tmin_index\x18\x05 \x01(\x04R\bminIndex\x12\x1d\n" +
 	"\n" +
-	"names_only\x18\x06 \x01(\bR\tnamesOnly\"@\n" +
+	"names_only\x18\x06 \x01(\bR\tnamesOnly\x12\x18\n" +
+	"\asession\x18\n" +
+	" \x01(\x04R\asession\"X\n" +
 	"\bDirEntry\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\fR\x04name\x12 \n" +
-	"\x04attr\x18\x02 \x01(\v2\f.dfs.v1.AttrR\x04attr\"\x82\x01\n" +
+	"\x04attr\x18\x02 \x01(\v2\f.dfs.v1.AttrR\x04attr\x12\x16\n" +
+	"\x06leased\x18\n" +
+	" \x01(\bR\x06leased\"\xa1\x01\n" +
 	"\fReadDirReply\x12*\n" +
 	"\aentries\x18\x01 \x03(\v2\x10.dfs.v1.DirEntryR\aentries\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\bR\x03end\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x1e\n" +
-	"\x03dir\x18\x04 \x01(\v2\f.dfs.v1.AttrR\x03dir\"\x89\x01\n" +
+	"\x03dir\x18\x04 \x01(\v2\f.dfs.v1.AttrR\x03dir\x12\x1d\n" +
+	"\n" +
+	"dir_leased\x18\n" +
+	" \x01(\bR\tdirLeased\"\x89\x01\n" +
 	"\x0fGetXattrRequest\x12&\n" +
 	"\x06caller\x18\x01 \x01(\v2\x0e.dfs.v1.CallerR\x06caller\x12\x1d\n" +
 	"\x03ref\x18\x02 \x01(\v2\v.dfs.v1.RefR\x03ref\x12\x12\n" +
@@ -4204,14 +4371,16 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\x04read\x18\x04 \x01(\bR\x04read\x12\x14\n" +
 	"\x05write\x18\x05 \x01(\bR\x05write\x12\x1b\n" +
 	"\tmin_index\x18\x06 \x01(\x04R\bminIndex\x12\x16\n" +
-	"\x06handle\x18\a \x01(\x04R\x06handle\"\xab\x01\n" +
+	"\x06handle\x18\a \x01(\x04R\x06handle\"\xc3\x01\n" +
 	"\tOpenReply\x12 \n" +
 	"\x04attr\x18\x01 \x01(\v2\f.dfs.v1.AttrR\x04attr\x12\x1f\n" +
 	"\vinline_data\x18\x02 \x01(\fR\n" +
 	"inlineData\x12+\n" +
 	"\x06chunks\x18\x03 \x03(\v2\x13.dfs.v1.ChunkConfigR\x06chunks\x12\x14\n" +
 	"\x05index\x18\x04 \x01(\x04R\x05index\x12\x18\n" +
-	"\acreated\x18\x05 \x01(\bR\acreated\"l\n" +
+	"\acreated\x18\x05 \x01(\bR\acreated\x12\x16\n" +
+	"\x06leased\x18\n" +
+	" \x01(\bR\x06leased\"l\n" +
 	"\fCloseRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x14\n" +
 	"\x05inode\x18\x02 \x01(\x04R\x05inode\x12\x14\n" +

@@ -583,6 +583,7 @@ type SessionRecord struct {
 	Nonce         uint64                 `protobuf:"varint,4,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	LockedFiles   int64                  `protobuf:"varint,5,opt,name=locked_files,json=lockedFiles,proto3" json:"locked_files,omitempty"` // number of values under h/<session>
 	Ending        bool                   `protobuf:"varint,6,opt,name=ending,proto3" json:"ending,omitempty"`                              // it has ended for its client; its locks are being taken away
+	Caches        bool                   `protobuf:"varint,10,opt,name=caches,proto3" json:"caches,omitempty"`                             // it may hold cache leases
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -655,6 +656,13 @@ func (x *SessionRecord) GetLockedFiles() int64 {
 func (x *SessionRecord) GetEnding() bool {
 	if x != nil {
 		return x.Ending
+	}
+	return false
+}
+
+func (x *SessionRecord) GetCaches() bool {
+	if x != nil {
+		return x.Caches
 	}
 	return false
 }
@@ -1273,14 +1281,16 @@ const file_dfs_v1_state_proto_rawDesc = "" +
 	"\aGarbage\x12\x1a\n" +
 	"\breplicas\x18\x01 \x03(\x04R\breplicas\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\"\n" +
-	"\rdeleted_at_ns\x18\x03 \x01(\x03R\vdeletedAtNs\"\xb3\x01\n" +
+	"\rdeleted_at_ns\x18\x03 \x01(\x03R\vdeletedAtNs\"\xcb\x01\n" +
 	"\rSessionRecord\x12\x16\n" +
 	"\x06client\x18\x01 \x01(\tR\x06client\x12\"\n" +
 	"\rcreated_at_ns\x18\x02 \x01(\x03R\vcreatedAtNs\x12\x15\n" +
 	"\x06ttl_ns\x18\x03 \x01(\x03R\x05ttlNs\x12\x14\n" +
 	"\x05nonce\x18\x04 \x01(\x04R\x05nonce\x12!\n" +
 	"\flocked_files\x18\x05 \x01(\x03R\vlockedFiles\x12\x16\n" +
-	"\x06ending\x18\x06 \x01(\bR\x06ending\"'\n" +
+	"\x06ending\x18\x06 \x01(\bR\x06ending\x12\x16\n" +
+	"\x06caches\x18\n" +
+	" \x01(\bR\x06caches\"'\n" +
 	"\vNonceRecord\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\"7\n" +
 	"\vCachedReply\x12\x10\n" +
