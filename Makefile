@@ -7,6 +7,7 @@ VERSION  ?= $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 PREFIX   ?= /usr/local
 FUZZTIME ?= 10s
 SEEDS    ?= 200
+SOAK     ?= 30m
 # The long suites have targets of their own: the simulation (sim) and the ones that need real processes (demo).
 PKGS     ?= ./...
 
@@ -40,6 +41,9 @@ programs: ## real programs on a mount, a database and a build of this project am
 
 posix: ## the POSIX cases, the random exerciser and real programs on a mount, at full length (needs root)
 	$(GO) test -timeout 120m -run 'TestPosix|TestExercise|TestPrograms|TestDirectoryStress' ./fusefs -exercise-ops 1000000 -programs-long -stress-ops 1000
+
+soak: build ## the random exerciser on two mounts for SOAK while chunkservers are killed and restarted (needs root)
+	$(GO) test -timeout 0 -run 'TestSoak' -v ./fusefs -soak $(SOAK) -soak-dfs $(CURDIR)/bin/dfs
 
 crash: ## fail and crash the disk at every operation: chunk store and Raft log
 	$(GO) test -race -timeout 20m -run 'Crash|Fail|Fault|Corrupt' ./internal/vfs ./chunkserver/store ./master/raftlog ./master/kv
@@ -86,4 +90,4 @@ $(TOOLS)/protoc-gen-go: tools/go.mod
 $(TOOLS)/protoc-gen-go-grpc: tools/go.mod
 	cd tools && $(GO) build -o ../$(TOOLS)/ google.golang.org/grpc/cmd/protoc-gen-go-grpc
 
-.PHONY: help build install demo test race sim programs posix crash fuzz bench lint fmt fmt-check gen gen-check cover clean
+.PHONY: help build install demo test race sim programs posix soak crash fuzz bench lint fmt fmt-check gen gen-check cover clean

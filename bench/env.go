@@ -29,6 +29,7 @@ type env struct {
 	c           *client.Client
 	serial      int       // makes names unique between rounds
 	cpuPerGiB   []float64 // of the stream row being measured
+	mount       string    // where the cluster is mounted; "": not yet
 }
 
 func (e *env) start(ctx context.Context) error {
@@ -67,6 +68,9 @@ func (e *env) dial(ctx context.Context) (err error) {
 }
 
 func (e *env) stop() {
+	if err := e.unmount(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+	}
 	if e.c != nil {
 		e.c.Close()
 	}
@@ -88,6 +92,9 @@ func (e *env) pids() []int {
 		for _, n := range e.cluster.Nodes(role) {
 			pids = append(pids, n.PID)
 		}
+	}
+	if pid := e.mountPID(); pid != 0 {
+		pids = append(pids, pid)
 	}
 	return pids
 }

@@ -15,7 +15,7 @@ import (
 // rows is the table, in the order of the README.
 func rows() []row {
 	const smallBytes = 4 * dfs.KiB
-	return []row{
+	return append([]row{
 		{name: "SDK write 1 GiB + Sync", unit: "MiB/s", target: 0.9, run: streamWrite, base: baseThreeFiles},
 		{name: "SDK read 1 GiB, caches dropped", unit: "MiB/s", target: 0.8, run: streamReadCold, base: baseLocalRead},
 		{name: "SDK read 1 GiB, warm", unit: "MiB/s", target: 0.5, run: streamReadWarm, base: baseTCP},
@@ -35,7 +35,7 @@ func rows() []row {
 		{name: "cold start, 20,000 files, until the first read", unit: "s", target: 2, lower: true, run: coldStart, rounds: 3},
 		{name: "chunkserver heap allocated per GiB streamed", unit: "MiB", target: 32, lower: true, run: heapPerGiB, rounds: 1},
 		{name: "master memory, 1 M files of one chunk", unit: "MiB", target: 600, lower: true, run: masterMemory, rounds: 1},
-	}
+	}, mountRows()...)
 }
 
 const streamPath = "/bench-stream"
