@@ -19,6 +19,7 @@ type Limits struct {
 	BytesPerSecond  int64         // [no limit] of copies begun, averaged over a few seconds
 	CopyTimeout     time.Duration // [15 min] after which a copy that has not been heard of counts as failed
 	RetryAfter      time.Duration // [30 s] before a chunk whose copy failed or found no target is tried again
+	RetryLast       time.Duration // [1 s] the same for a chunk with one good replica left: writers may be waiting for a second
 	Queue           int           // [4096] tasks remembered of each class of urgency, and failed copies
 	Commands        int           // [256] per call of Next
 }
@@ -29,6 +30,7 @@ func (l Limits) withDefaults() Limits {
 	l.CopiesPerServer = cmp.Or(l.CopiesPerServer, 2)
 	l.CopyTimeout = cmp.Or(l.CopyTimeout, 15*time.Minute)
 	l.RetryAfter = cmp.Or(l.RetryAfter, 30*time.Second)
+	l.RetryLast = cmp.Or(l.RetryLast, time.Second)
 	l.Queue = cmp.Or(l.Queue, 4096)
 	l.Commands = cmp.Or(l.Commands, 256)
 	return l
@@ -62,6 +64,7 @@ type Planner struct {
 type running struct {
 	source, target dfs.ServerID
 	class          class
+	last           bool // of the only good replica
 	since          time.Time
 	parts          int
 }
@@ -194,7 +197,7 @@ func (p *Planner) Next(now time.Time) Result {
 	return out
 }
 
-// Done ends the copy of a chunk to a target. A failed one is not planned again for RetryAfter.
+// Done ends the copy of a chunk to a target. A failed one is not planned again for RetryAfter, or RetryLast.
 func (p *Planner) Done(chunk dfs.ChunkID, target dfs.ServerID, failedCopy bool, now time.Time) {
 	r, ok := p.running[chunk]
 	if !ok || r.target != target {
@@ -202,7 +205,7 @@ func (p *Planner) Done(chunk dfs.ChunkID, target dfs.ServerID, failedCopy bool, 
 	}
 	p.end(chunk, r)
 	if failedCopy {
-		p.fail(chunk, r.class, target, now)
+		p.fail(chunk, r.class, r.last, target, now)
 	}
 }
 
@@ -224,14 +227,18 @@ func (p *Planner) hasFailed(t *task) bool {
 }
 
 // fail remembers a failure, target 0 for want of one; when there are too many, the oldest is forgotten.
-func (p *Planner) fail(chunk dfs.ChunkID, of class, target dfs.ServerID, now time.Time) {
+func (p *Planner) fail(chunk dfs.ChunkID, of class, last bool, target dfs.ServerID, now time.Time) {
+	wait := p.limits.RetryAfter
+	if last {
+		wait = min(wait, p.limits.RetryLast)
+	}
 	if _, ok := p.failed[chunk]; ok {
 		p.fails = slices.DeleteFunc(p.fails, func(c dfs.ChunkID) bool { return c == chunk })
 	} else if len(p.failed) >= p.limits.Queue {
 		delete(p.failed, p.fails[0])
 		p.fails = slices.Delete(p.fails, 0, 1)
 	}
-	p.failed[chunk] = failure{of, true, now.Add(p.limits.RetryAfter), target, p.placer.Changes()}
+	p.failed[chunk] = failure{of, true, now.Add(wait), target, p.placer.Changes()}
 	p.fails = append(p.fails, chunk)
 }
 
@@ -240,7 +247,7 @@ func (p *Planner) expire(now time.Time) {
 	for _, chunk := range slices.Sorted(maps.Keys(p.running)) {
 		if r := p.running[chunk]; !now.Before(r.since.Add(p.limits.CopyTimeout)) {
 			p.end(chunk, r)
-			p.fail(chunk, r.class, r.target, now)
+			p.fail(chunk, r.class, r.last, r.target, now)
 		}
 	}
 	p.fails = slices.DeleteFunc(p.fails, func(c dfs.ChunkID) bool {
@@ -311,13 +318,13 @@ func (p *Planner) stepCopy(t *task, now time.Time) (commands []Command, finding 
 		if free != 0 {
 			return nil, nil, true
 		}
-		p.fail(t.chunk.ID, t.class, 0, now)
+		p.fail(t.chunk.ID, t.class, t.last(), 0, now)
 		if t.class == classOneRack {
 			return t.deletions(), nil, false // it stays in one rack, and is otherwise in order
 		}
 		return nil, &Finding{t.chunk.ID, NoTarget, why}, false
 	}
-	p.running[t.chunk.ID] = running{source, target, t.class, now, parts}
+	p.running[t.chunk.ID] = running{source, target, t.class, t.last(), now, parts}
 	p.used += parts
 	p.perNode[source] += parts
 	p.perNode[target] += parts

@@ -36,6 +36,9 @@ type task struct {
 // want returns the wanted number of replicas, at least 1.
 func (t *task) want() int { return max(1, t.chunk.Want) }
 
+// last reports whether the chunk should have more replicas and has one good one.
+func (t *task) last() bool { return t.good == 1 && t.want() > 1 }
+
 // compareTasks orders by class, then those that have not just failed, then fewest good replicas, then most lacking, then chunk id.
 func compareTasks(a, b *task) int {
 	return cmp.Or(
