@@ -43,6 +43,14 @@ func (t Inodes) GetAttrShared(ctx context.Context, inode dfs.InodeID) (a Attr, o
 	return a, reply.GetOtherWriters(), nil
 }
 
+// Lease returns a number that stays the same as long as nobody but this client can have changed an inode, or its bytes; 0 when that is not known.
+func (t Inodes) Lease(inode dfs.InodeID) uint64 {
+	if t.c.tree == nil {
+		return 0
+	}
+	return t.c.tree.Serial(inode)
+}
+
 // Forget drops what is remembered about where a file's chunks are, so that the next read asks.
 func (t Inodes) Forget(inode dfs.InodeID) { t.c.cache.InvalidateFrom(inode, 0) }
 

@@ -345,7 +345,7 @@ type keepAlive struct {
 }
 
 // idleAfter is how long after its last use the cache is still kept trusted.
-const idleAfter = 10 * time.Second
+const idleAfter = 5 * time.Minute
 
 // send sends messages until one fails or stays without an answer for a third of the TTL.
 func (k *keepAlive) send(ctx context.Context) error {

@@ -14,6 +14,8 @@ type Backend interface {
 	// GetAttrShared also tells whether others may have the file open for writing, so that its bytes may change
 	// without a change of its attributes.
 	GetAttrShared(ctx context.Context, inode dfs.InodeID) (a Attr, shared bool, err error)
+	// Lease returns a number that stays the same as long as nobody but this backend can have changed the file; 0 when that is not known.
+	Lease(inode dfs.InodeID) uint64
 	SetAttr(ctx context.Context, who Caller, inode dfs.InodeID, change Change) (Attr, error)
 	// Truncate sets a file's length. byHandle says that the caller holds it open for writing, so that its
 	// permission was checked at open.

@@ -79,6 +79,8 @@ func (f *fake) GetAttr(_ context.Context, inode dfs.InodeID) (fusefs.Attr, error
 	return fusefs.Attr{Inode: inode, Mode: syscall.S_IFREG | 0o644, Nlink: 1}, nil
 }
 
+func (f *fake) Lease(dfs.InodeID) uint64 { return 0 }
+
 func (f *fake) GetAttrShared(ctx context.Context, inode dfs.InodeID) (fusefs.Attr, bool, error) {
 	a, err := f.GetAttr(ctx, inode)
 	return a, false, err

@@ -41,13 +41,21 @@ func (s *Server) open(ctx context.Context, r *fuse.OpenRequest) error {
 			return err
 		}
 	}
-	handle := s.addFile(&fileHandle{file: f, inode: s.inodeOf(r.Node), append: uint32(r.Flags)&syscall.O_APPEND != 0, direct: uint32(r.Flags)&syscall.O_DIRECT != 0})
-	r.Respond(&fuse.OpenResponse{Handle: handle, Flags: openFlags(uint32(r.Flags))})
+	// Asked for after the file was opened: from then on others show in what the kernel is told before it reads.
+	lease := s.backend.Lease(s.inodeOf(r.Node))
+	handle, keep := s.addFile(&fileHandle{
+		file: f, inode: s.inodeOf(r.Node), append: uint32(r.Flags)&syscall.O_APPEND != 0, direct: uint32(r.Flags)&syscall.O_DIRECT != 0,
+	}, lease)
+	answer := openFlags(uint32(r.Flags))
+	if keep {
+		answer |= fuse.OpenKeepCache
+	}
+	r.Respond(&fuse.OpenResponse{Handle: handle, Flags: answer})
 	return nil
 }
 
 // openFlags says how the kernel may cache: an O_DIRECT handle goes around the page cache; any other starts with
-// the pages of earlier opens dropped, since another client may have changed the file. A handle that only appends goes around it,
+// the pages of earlier opens dropped, unless pages knows that they are good. A handle that only appends goes around it,
 // too: the kernel cuts a write through its cache at a page boundary, and between the parts another mount's append
 // could come. (One that may also read keeps the cache, for it may be mapped.)
 func openFlags(flags uint32) fuse.OpenResponseFlags {
@@ -79,7 +87,7 @@ func (s *Server) create(ctx context.Context, r *fuse.CreateRequest) error {
 	if err != nil {
 		return err
 	}
-	handle := s.addFile(&fileHandle{file: f, inode: a.Inode, append: flags&syscall.O_APPEND != 0, direct: flags&syscall.O_DIRECT != 0})
+	handle, _ := s.addFile(&fileHandle{file: f, inode: a.Inode, append: flags&syscall.O_APPEND != 0, direct: flags&syscall.O_DIRECT != 0}, 0)
 	s.pages.truth(&a)
 	s.show.apply(&a)
 	out := newReply(entrySize + 16)
@@ -89,14 +97,14 @@ func (s *Server) create(ctx context.Context, r *fuse.CreateRequest) error {
 	return nil
 }
 
-func (s *Server) addFile(h *fileHandle) fuse.HandleID {
+// addFile gives an open file a handle. keep says that the kernel's pages of it are good.
+func (s *Server) addFile(h *fileHandle, lease uint64) (id fuse.HandleID, keep bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.nextHandle++
-	id := fuse.HandleID(s.nextHandle)
+	id = fuse.HandleID(s.nextHandle)
 	s.files[id] = h
-	s.pages.opened(h.inode)
-	return id
+	return id, s.pages.opened(h.inode, lease)
 }
 
 func (s *Server) file(id fuse.HandleID) (*fileHandle, error) {
@@ -157,6 +165,9 @@ func (s *Server) writeFile(ctx context.Context, r *fuse.WriteRequest) error {
 	}
 	// A page written back from a mapping belongs where it was mapped, whatever the handle says.
 	at := r.Offset
+	if h.append || h.direct {
+		s.pages.bypassed(h.inode)
+	}
 	if h.append && r.Flags&fuse.WriteCache == 0 {
 		at, err = h.file.Append(ctx, r.Data)
 	} else {

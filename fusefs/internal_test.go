@@ -112,11 +112,11 @@ func TestReplyLayout(t *testing.T) {
 func TestPages(t *testing.T) {
 	p := newPages()
 	truth := Attr{Inode: 9, MtimeNS: 100, Version: 1}
-	p.opened(9)
+	p.opened(9, 0)
 	p.truth(&truth)
 	ask := func(shared bool) int64 {
 		a := truth
-		p.beforeRead(&a, shared)
+		p.beforeRead(&a, shared, 0)
 		return a.MtimeNS
 	}
 	first := ask(false)
@@ -144,7 +144,58 @@ func TestPages(t *testing.T) {
 	}
 	p.closed(9)
 	if len(p.files) != 0 {
-		t.Error("a closed file is remembered")
+		t.Error("a closed file is remembered without a lease")
+	}
+}
+
+// TestPagesKept checks when pages outlive the last close.
+func TestPagesKept(t *testing.T) {
+	const inode = 9
+	for name, c := range map[string]struct {
+		before, after  uint64 // leases
+		shared, unread bool
+		around         bool
+		keep           bool
+	}{
+		"the same lease":                {before: 5, after: 5, keep: true},
+		"another lease":                 {before: 5, after: 6},
+		"no lease any more":             {before: 5, after: 0},
+		"no lease at all":               {},
+		"a lease that came late":        {before: 0, after: 5},
+		"others wrote":                  {before: 5, after: 5, shared: true},
+		"nothing was read":              {before: 5, after: 5, unread: true},
+		"written around the page cache": {before: 5, after: 5, around: true},
+	} {
+		p := newPages()
+		if p.opened(inode, c.before) {
+			t.Errorf("%s: pages are kept at the first open", name)
+		}
+		if !c.unread {
+			p.beforeRead(&Attr{Inode: inode, Version: 1, MtimeNS: 100}, c.shared, c.before)
+		}
+		if c.around {
+			p.bypassed(inode)
+		}
+		p.closed(inode)
+		if got := p.opened(inode, c.after); got != c.keep {
+			t.Errorf("%s: kept: %v", name, got)
+		}
+		// When the lease was lost since, pages that were kept must go at the next read.
+		a := Attr{Inode: inode, Version: 1, MtimeNS: 100}
+		p.beforeRead(&a, false, c.after+1)
+		if c.keep && a.MtimeNS == 100 {
+			t.Errorf("%s: pages outlive the lease", name)
+		}
+		p.closed(inode)
+	}
+	p := newPages()
+	for i := range dfs.InodeID(idleFiles + 100) {
+		p.opened(i+1, 5)
+		p.beforeRead(&Attr{Inode: i + 1}, false, 5)
+		p.closed(i + 1)
+	}
+	if len(p.files) != idleFiles || p.idle != idleFiles {
+		t.Errorf("%d files are remembered, %d idle", len(p.files), p.idle)
 	}
 }
 

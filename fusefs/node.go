@@ -45,7 +45,7 @@ func (s *Server) getattr(ctx context.Context, r *fuse.GetattrRequest) error {
 		if err != nil {
 			return err
 		}
-		s.pages.beforeRead(&a, shared)
+		s.pages.beforeRead(&a, shared, s.backend.Lease(a.Inode))
 		s.show.apply(&a)
 		out := newReply(16 + attrSize)
 		out.attrOut(&a, 0, blksize)

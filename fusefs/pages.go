@@ -16,33 +16,56 @@ import (
 // While only this mount writes a file, its pages are good: the kernel put the written bytes there. It is told the same as
 // the last time. When others have the file open for writing, every read must see what they have written: it
 // is told a new time each time. In between, attributes that the cluster has changed mean new pages once.
+//
+// A file is remembered after its last handle was closed: if the lease on it is the same when it is opened again, nobody else has had it open for writing, and its
+// pages are kept.
 type pages struct {
 	mu    sync.Mutex
-	files map[dfs.InodeID]*pageFile // guarded by mu: those with handles
+	files map[dfs.InodeID]*pageFile // guarded by mu: those with handles, and at most idleFiles others
+	idle  int                       // guarded by mu: those without
 	last  int64                     // guarded by mu: the newest stamp
 }
 
-// pageFile is what the kernel believes of one open file.
+// idleFiles bounds the files without handles whose pages may still be good.
+const idleFiles = 1 << 16
+
+// pageFile is what the kernel believes of one file.
 type pageFile struct {
 	handles int
 	told    int64  // mtime
 	version uint64 // of the attributes at the last read
 	read    bool   // there was one: version is set
 	shared  bool   // others could write at the last read
+	lease   uint64 // as of the last read
+	around  bool   // bytes were written around the pages since the file was first opened
 }
 
 func newPages() *pages { return &pages{files: map[dfs.InodeID]*pageFile{}} }
 
-// opened counts a handle, with what its opening told.
-func (p *pages) opened(inode dfs.InodeID) {
+// opened counts a handle. keep says that the pages of earlier opens are good: the kernel drops them otherwise.
+func (p *pages) opened(inode dfs.InodeID, lease uint64) (keep bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f := p.files[inode]
-	if f == nil {
+	if f != nil && f.handles == 0 {
+		p.idle--
+	}
+	keep = f != nil && f.read && !f.shared && !f.around && f.lease != 0 && f.lease == lease
+	if f == nil || f.handles == 0 && !keep {
 		f = &pageFile{}
 		p.files[inode] = f
 	}
 	f.handles++
+	return keep
+}
+
+// bypassed says that bytes are written through a handle that goes around the page cache.
+func (p *pages) bypassed(inode dfs.InodeID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if f := p.files[inode]; f != nil {
+		f.around = true
+	}
 }
 
 func (p *pages) closed(inode dfs.InodeID) {
@@ -50,7 +73,26 @@ func (p *pages) closed(inode dfs.InodeID) {
 	defer p.mu.Unlock()
 	if f := p.files[inode]; f != nil {
 		if f.handles--; f.handles == 0 {
-			delete(p.files, inode)
+			p.idle++
+			p.forgetIdleLocked(inode, f)
+		}
+	}
+}
+
+// forgetIdleLocked forgets a file without handles if its pages cannot be kept, and others when there are too many.
+func (p *pages) forgetIdleLocked(inode dfs.InodeID, f *pageFile) {
+	if !f.read || f.shared || f.around || f.lease == 0 {
+		delete(p.files, inode)
+		p.idle--
+	}
+	if p.idle <= idleFiles {
+		return
+	}
+	for i, old := range p.files { // any: the order of a map
+		if old.handles == 0 {
+			delete(p.files, i)
+			p.idle--
+			return
 		}
 	}
 }
@@ -66,7 +108,7 @@ func (p *pages) truth(a *Attr) {
 }
 
 // beforeRead changes a's mtime to what the kernel must be told before it reads.
-func (p *pages) beforeRead(a *Attr, shared bool) {
+func (p *pages) beforeRead(a *Attr, shared bool, lease uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f := p.files[a.Inode]
@@ -74,7 +116,7 @@ func (p *pages) beforeRead(a *Attr, shared bool) {
 		return
 	}
 	switch first := !f.read; {
-	case !shared && !f.shared && f.read && f.version == a.Version:
+	case !shared && !f.shared && f.read && f.version == a.Version && (f.lease == 0 || f.lease == lease):
 		a.MtimeNS = f.told
 	case first && !shared:
 		// Opening has dropped the pages of earlier opens.
@@ -82,7 +124,7 @@ func (p *pages) beforeRead(a *Attr, shared bool) {
 		p.last = max(p.last+1, time.Now().UnixNano())
 		a.MtimeNS = p.last
 	}
-	f.told, f.version, f.read, f.shared = a.MtimeNS, a.Version, true, shared
+	f.told, f.version, f.read, f.shared, f.lease = a.MtimeNS, a.Version, true, shared, lease
 }
 
 // handleOf returns the handle of a GETATTR that comes before a read; ok is false for stat(2).

@@ -98,6 +98,8 @@ func (s *sdk) GetAttr(ctx context.Context, inode dfs.InodeID) (Attr, error) {
 	return s.attr(a), err
 }
 
+func (s *sdk) Lease(inode dfs.InodeID) uint64 { return s.tree.Lease(inode) }
+
 // GetAttrShared comes before reads: when the attributes have changed, so may have the places of the chunks.
 func (s *sdk) GetAttrShared(ctx context.Context, inode dfs.InodeID) (Attr, bool, error) {
 	a, shared, err := s.tree.GetAttrShared(ctx, inode)

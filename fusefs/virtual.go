@@ -162,7 +162,7 @@ func (s *Server) openVirtual(inode dfs.InodeID, r *fuse.OpenRequest) error {
 		f = s.access.open()
 		flags |= fuse.OpenNonSeekable
 	}
-	handle := s.addFile(&fileHandle{file: f, inode: inode})
+	handle, _ := s.addFile(&fileHandle{file: f, inode: inode}, 0)
 	r.Respond(&fuse.OpenResponse{Handle: handle, Flags: flags})
 	return nil
 }

@@ -24,6 +24,7 @@ type Tree[A any] struct {
 	clock   Mark                     // guarded by mu: grows with every change
 	nodes   map[dfs.InodeID]*node[A] // guarded by mu
 	recent  list.List                // guarded by mu: of *node[A], most recently used first
+	serial  uint64                   // guarded by mu: of the newest node
 	size    int                      // guarded by mu: nodes and names
 	changed map[dfs.InodeID]Mark     // guarded by mu: when an inode was last changed, if after floor
 	floor   Mark                     // guarded by mu: what was asked for before may be out of date
@@ -43,6 +44,7 @@ type Name struct {
 // node is what is known of an inode with a lease.
 type node[A any] struct {
 	inode    dfs.InodeID
+	serial   uint64
 	attr     A
 	known    bool                   // attr is
 	names    map[string]dfs.InodeID // 0: absent
@@ -160,6 +162,17 @@ func (t *Tree[A]) Lookup(name Name) (attr A, absent, ok bool) {
 	return attr, false, ok
 }
 
+// Serial returns a number of the lease under which something about an inode is held, 0 when nothing is. While it stays the same nobody but this client has changed
+// the inode or had it open for writing.
+func (t *Tree[A]) Serial(inode dfs.InodeID) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.nodes[inode]; n != nil && t.trustedLocked() {
+		return n.serial
+	}
+	return 0
+}
+
 // Target returns the inode that a name stands for, 0 when it is absent, trusted or not. ok is false when that is not known. When it is, it is so as long as the
 // lease on the directory is not recalled.
 func (t *Tree[A]) Target(name Name) (inode dfs.InodeID, ok bool) {
@@ -215,7 +228,8 @@ func (t *Tree[A]) freshLocked(m Mark, inode dfs.InodeID) bool {
 func (t *Tree[A]) nodeLocked(inode dfs.InodeID) *node[A] {
 	n := t.nodes[inode]
 	if n == nil {
-		n = &node[A]{inode: inode}
+		t.serial++
+		n = &node[A]{inode: inode, serial: t.serial}
 		n.at = t.recent.PushFront(n)
 		t.nodes[inode] = n
 		t.size++
