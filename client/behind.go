@@ -154,6 +154,14 @@ func (w *BufferedWriter) pushLocked(ctx context.Context) error {
 		f.c.dataPool.Buffers().Put(buf)
 		return w.failLocked(ctx, err)
 	}
+	u, err := f.underLocks(ctx)
+	if err == nil {
+		err = u.end(nil) // only the beginning is under the locks: the frame is sent at once, and its end is seen by reapLocked
+	}
+	if err != nil {
+		f.c.dataPool.Buffers().Put(buf)
+		return w.failLocked(ctx, err)
+	}
 	f.changed()
 	off := w.off
 	w.off += int64(n)
@@ -194,7 +202,11 @@ func (w *BufferedWriter) reapLocked(ctx context.Context, all bool) error {
 			}
 		}
 		w.flights = w.flights[1:]
-		if err := w.f.land(ctx, fl, nil); err != nil {
+		u, err := w.f.underLocks(ctx)
+		if err == nil {
+			err = u.end(w.f.land(u.ctx, fl, nil))
+		}
+		if err != nil {
 			if errors.Is(err, dfserr.ErrNotExist) {
 				err = dfserr.Errorf(dfserr.ErrStaleInode, "the file was cut off while it was being written")
 			}

@@ -28,6 +28,7 @@ type Client struct {
 	cache     *metacache.Cache[chunkio.Location]
 	closer    *closer
 	tree      *metacache.Tree[Attr] // nil without CacheNames
+	locks     *lockTable
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -60,6 +61,7 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.masters = &masters{pool: c.pool, addrs: cfg.Masters, timeout: cfg.CallTimeout}
+	c.locks = newLockTable()
 	c.session = newSession(c)
 	c.chunks = chunkio.New(chunkio.Config{
 		Pool: c.dataPool, Source: (*source)(c), Logger: cfg.Logger, Near: cfg.NearServer,
@@ -93,6 +95,7 @@ func (c *Client) Close() error {
 		return dfserr.Errorf(dfserr.ErrClosed, "client")
 	}
 	c.closer.stop()
+	c.locks.stop()
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	c.session.end(ctx)

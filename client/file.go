@@ -46,6 +46,8 @@ type file struct {
 	flag      int
 	handle    uint64 // under which the master counts this handle; 0: it does not
 	asWriter  bool   // as one for writing
+	owner     uint64 // of the locks taken through this handle without an explicit owner
+	begun     uint64 // lockTable.losses when it was opened
 
 	posMu sync.Mutex // serialises what uses the position
 	pos   int64      // guarded by posMu
@@ -209,6 +211,7 @@ func (c *Client) newFile(name string, flag int, reply *dfsv1.OpenReply, handle u
 	f := &file{
 		c: c, name: name, shown: path.Base(name), inode: dfs.InodeID(a.GetInode()), chunkSize: a.GetChunkSize(),
 		isDir: a.GetMode()&modeTypeMask == modeDir, flag: flag, handle: handle, asWriter: asWriter,
+		owner: randomID(), begun: c.locks.begun(),
 		inline: a.GetInline(), chunks: a.GetChunks(), grow: make(chan struct{}, 1), tail: -1,
 		writers: map[int64]*chunkio.Writer{}, dirty: map[int64]struct{}{}, behind: map[*BufferedWriter]struct{}{},
 	}
@@ -368,9 +371,13 @@ func (f *file) truncate(ctx context.Context, size int64) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	u, err := f.underLocks(ctx)
+	if err != nil {
+		return f.failed(ctx, err)
+	}
 	f.changed()
 	defer f.changed()
-	err := f.c.truncate(ctx, f.ref(), size, f.inode)
+	err = u.end(f.c.truncate(u.ctx, f.ref(), size, f.inode))
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	first := size / f.chunkSize
@@ -474,9 +481,9 @@ func (f *file) eachUnsynced(ctx context.Context, fn func(*dfsv1.ChunkConfig)) er
 	}
 }
 
-// Close ends the handle: it flushes BufferedWriters, records length and modification time when chunks were written,
-// and returns the first write error this file has had. A second Close gives ErrClosed.
-func (f *File) Close() error { return f.close(nil) }
+// Close ends the handle: it flushes BufferedWriters, records length and modification time when chunks were written, gives up
+// the locks that were taken through it, and returns the first write error this file has had. A second Close gives ErrClosed.
+func (f *File) Close() error { return f.unlocked(f.close(nil)) }
 
 // CloseRename is Close and then Rename of the path that was opened to newPath, or with noReplace RenameNoReplace. When nothing fails
 // both happen in one step at the master. After an error of Close nothing is renamed; after one of Rename the file is closed all the same.
@@ -486,7 +493,7 @@ func (f *File) CloseRename(newPath string, noReplace bool) error {
 		return errors.Join(err, f.Close())
 	}
 	r.NoReplace = noReplace
-	return f.close(r)
+	return f.unlocked(f.close(r))
 }
 
 // close is Close, and with r a rename after it.

@@ -79,17 +79,21 @@ func (f *file) writeAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	f.changed()
-	defer f.changed()
-	done, err := f.writeInlineAt(ctx, p, off)
+	u, err := f.underLocks(ctx)
 	if err != nil {
 		return 0, f.failed(ctx, err)
 	}
-	if done {
+	f.changed()
+	defer f.changed()
+	done, err := f.writeInlineAt(u.ctx, p, off)
+	if done || err != nil {
+		if err = u.end(err); err != nil {
+			return 0, f.failed(ctx, err)
+		}
 		return len(p), nil
 	}
-	n, err := f.writeChunks(ctx, p, off)
-	return n, f.failed(ctx, err)
+	n, err := f.writeChunks(u.ctx, p, off)
+	return n, f.failed(ctx, u.end(err))
 }
 
 // writeInlineAt writes into the inode if the file lives there and stays small enough; otherwise it sees to it that the
@@ -384,7 +388,16 @@ var errInInode = errors.New("file is in its inode")
 
 // appendSome appends p, or, unless whole, as much of its beginning as fits into the last chunk. It returns where that went
 // and how much it was.
-func (f *file) appendSome(ctx context.Context, p []byte, whole bool) (int64, int, error) {
+func (f *file) appendSome(ctx context.Context, p []byte, whole bool) (off int64, n int, err error) {
+	u, err := f.underLocks(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	off, n, err = f.appendStep(u.ctx, p, whole)
+	return off, n, u.end(err)
+}
+
+func (f *file) appendStep(ctx context.Context, p []byte, whole bool) (int64, int, error) {
 	octx, cancel := f.c.opContext(ctx)
 	defer cancel()
 	moved := newBackoff()

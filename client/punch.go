@@ -21,7 +21,11 @@ func (f *File) Zero(ctx context.Context, off, n int64) error {
 	}
 	f.changed()
 	defer f.changed()
-	return pathErr("zero", f.name, f.failed(ctx, f.zero(ctx, off, n)))
+	u, err := f.underLocks(ctx)
+	if err == nil {
+		err = u.end(f.zero(u.ctx, off, n))
+	}
+	return pathErr("zero", f.name, f.failed(ctx, err))
 }
 
 func (f *file) zero(ctx context.Context, off, n int64) error {

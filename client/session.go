@@ -46,6 +46,13 @@ type epoch struct {
 	cancel context.CancelFunc // stops its keepAlive
 	lost   chan struct{}      // closed when the master no longer knows the session
 
+	until     time.Time          // guarded by session.mu: the session lives on at the master at least until then
+	sure      context.Context    // guarded by session.mu: ends when that has passed, or the session is lost
+	unsure    context.CancelFunc // guarded by session.mu: ends sure
+	lapse     *time.Timer        // guarded by session.mu: calls unsure in time
+	news      chan struct{}      // guarded by session.mu: closed when until moves, or the session is lost
+	locksLost bool               // guarded by lockTable.mu
+
 	turn  chan struct{}         // held while a seq is being drawn
 	next  uint64                // guarded by turn
 	slots [window]chan struct{} // full while the seq with this remainder is free
@@ -81,6 +88,7 @@ func (s *session) current() *epoch {
 func (s *session) open(ctx context.Context) (*epoch, error) {
 	req := &dfsv1.OpenSessionRequest{Client: s.c.cfg.Name, Nonce: randomID(), ClusterId: uint64(s.c.cfg.ClusterID), Caches: s.c.tree != nil}
 	var reply *dfsv1.OpenSessionReply
+	asked := time.Now()
 	err := s.c.masters.call(ctx, nil, func(ctx context.Context, m dfsv1.MasterClient) (err error) {
 		reply, err = m.OpenSession(ctx, req)
 		return err
@@ -95,7 +103,7 @@ func (s *session) open(ctx context.Context) (*epoch, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	e := &epoch{
 		id: reply.GetSession(), ttl: max(time.Second, time.Duration(reply.GetTtlMs())*time.Millisecond),
-		cancel: cancel, lost: make(chan struct{}), turn: make(chan struct{}, 1), next: 1,
+		cancel: cancel, lost: make(chan struct{}), news: make(chan struct{}), turn: make(chan struct{}, 1), next: 1,
 	}
 	for i := range e.slots {
 		e.slots[i] = make(chan struct{}, 1)
@@ -108,6 +116,9 @@ func (s *session) open(ctx context.Context) (*epoch, error) {
 		return nil, dfserr.Errorf(dfserr.ErrClosed, "client")
 	}
 	s.epoch = e
+	e.until = livesUntil(asked, reply.GetTtlMs())
+	e.sure, e.unsure = context.WithCancel(context.Background())
+	e.lapse = time.AfterFunc(time.Until(e.until), func() { s.lapsed(e) })
 	s.c.wg.Go(func() { s.keepAlive(ctx, e) })
 	return e, nil
 }
@@ -121,8 +132,65 @@ func (s *session) lose(e *epoch) {
 	}
 	s.log.Warn("the master no longer knows this client's session; the next operation opens a new one", "session", e.id)
 	s.epoch = nil
+	s.c.locks.lose(e)
 	e.cancel()
+	e.stopLocked()
 	close(e.lost)
+	close(e.news)
+}
+
+// stopLocked ends what an epoch that is over keeps.
+func (e *epoch) stopLocked() {
+	e.lapse.Stop()
+	e.unsure()
+}
+
+// livesUntil is when a session ends at the earliest that was renewed by a message sent at the given time. A tenth of its time is for clocks that do not
+// run alike, and for a write to arrive.
+func livesUntil(sent time.Time, ttlMS int64) time.Time {
+	ttl := time.Duration(ttlMS) * time.Millisecond
+	return sent.Add(ttl - ttl/10)
+}
+
+// renewed notes until when a session lives at least.
+func (s *session) renewed(e *epoch, until time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.epoch != e || !until.After(e.until) {
+		return
+	}
+	e.until = until
+	e.lapse.Reset(time.Until(until))
+	if e.sure.Err() != nil {
+		e.sure, e.unsure = context.WithCancel(context.Background())
+	}
+	close(e.news)
+	e.news = make(chan struct{})
+}
+
+// lapsed is called when the time has passed for which a session was sure to live, unless it was renewed.
+func (s *session) lapsed(e *epoch) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.epoch == e && !time.Now().Before(e.until) {
+		e.unsure()
+	}
+}
+
+// sure returns a context that lives for as long as the session is sure to live on at the master; nil when it is not sure: then news is closed when there is
+// something new to know. Without a session there is nothing to be sure of: both are nil.
+func (s *session) sure() (alive context.Context, news <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.epoch
+	if e == nil {
+		return nil, nil
+	}
+	// The timer may be late, above all in a process that was stopped.
+	if !time.Now().Before(e.until) || e.sure.Err() != nil {
+		return nil, e.news
+	}
+	return e.sure, nil
 }
 
 // draw returns the next request number; release ends its use. Numbers are given out in order, and never one that is
@@ -159,14 +227,7 @@ func (c *Client) mutate(ctx context.Context, attempt func(ctx context.Context, m
 		if err != nil {
 			return err
 		}
-		seq, release, err := e.draw(ctx)
-		if err != nil {
-			return err
-		}
-		h := &dfsv1.MutationHeader{Session: e.id, Seq: seq, Caller: c.caller()}
-		doubt := false
-		err = c.masters.call(ctx, &doubt, func(ctx context.Context, m dfsv1.MasterClient) error { return attempt(ctx, m, h) })
-		release()
+		doubt, err := c.mutateIn(ctx, e, attempt)
 		if !errors.Is(err, dfserr.ErrUnknownSession) {
 			return err
 		}
@@ -175,6 +236,18 @@ func (c *Client) mutate(ctx context.Context, attempt func(ctx context.Context, m
 			return dfserr.Errorf(dfserr.ErrUnknownSession, "the session was lost while the outcome of the operation was not known; it may have happened")
 		}
 	}
+}
+
+// mutateIn makes a changing call in one session. doubt: it may have been carried out although there is no answer.
+func (c *Client) mutateIn(ctx context.Context, e *epoch, attempt func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) error) (doubt bool, err error) {
+	seq, release, err := e.draw(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	h := &dfsv1.MutationHeader{Session: e.id, Seq: seq, Caller: c.caller()}
+	err = c.masters.call(ctx, &doubt, func(ctx context.Context, m dfsv1.MasterClient) error { return attempt(ctx, m, h) })
+	return doubt, err
 }
 
 // inSession makes a call that names the session without being a numbered mutation (Open).
@@ -210,6 +283,7 @@ func (s *session) closed(inode dfs.InodeID) {
 	defer s.mu.Unlock()
 	if s.opens[inode]--; s.opens[inode] <= 0 {
 		delete(s.opens, inode)
+		s.c.locks.forget(inode)
 	}
 }
 
@@ -454,7 +528,11 @@ func (k *keepAlive) receive() error {
 			}
 		}
 		k.mu.Unlock()
-		if ok && k.cache != 0 {
+		if !ok {
+			continue
+		}
+		k.s.renewed(k.e, livesUntil(sentAt, r.GetTtlMs()))
+		if k.cache != 0 {
 			k.s.trustFrom(k.cache, sentAt)
 		}
 	}
@@ -497,6 +575,9 @@ func (s *session) end(ctx context.Context) {
 		return
 	}
 	e.cancel()
+	s.mu.Lock()
+	e.stopLocked()
+	s.mu.Unlock()
 	m, _, err := s.c.masters.pick()
 	if err != nil {
 		return

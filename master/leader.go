@@ -34,6 +34,7 @@ type leader struct {
 	fleet      *fleet
 	sessions   *sessionTable
 	caches     *cacheTable
+	locks      *lockQueues
 	repairs    *repairs
 	complaints complaints
 	verdicts   verdicts
@@ -59,6 +60,7 @@ func newLeader(ctx context.Context, m *Master) (*leader, error) {
 	}
 	l.fleet = newFleet(m.cfg.clusterConfig(), m.cfg.WriteLease, time.Now())
 	l.sessions = newSessionTable(m.cfg.SessionTTL, l.handlesGone)
+	l.locks = newLockQueues(l.lookLocks)
 	l.repairs = newRepairs(l)
 	v, err := l.view()
 	if err != nil {
@@ -96,7 +98,7 @@ func newLeader(ctx context.Context, m *Master) (*leader, error) {
 // run works until the reign ends.
 func (l *leader) run() {
 	for _, loop := range []func(context.Context){
-		l.caches.outlast, l.tickLoop, l.sessionLoop, l.settleLoop, l.reclaimLoop, l.garbageLoop, l.repairs.scanLoop, l.repairs.actLoop,
+		l.caches.outlast, l.tickLoop, l.sessionLoop, l.lockLoop, l.settleLoop, l.reclaimLoop, l.garbageLoop, l.repairs.scanLoop, l.repairs.actLoop,
 	} {
 		l.background(loop)
 	}
@@ -283,10 +285,16 @@ func (l *leader) adoptSessions() {
 func (l *leader) endSession(ctx context.Context, id dfs.SessionID) error {
 	_, err := l.proposeAll(ctx, &dfsv1.Command{Op: &dfsv1.Command_EndSession{EndSession: &dfsv1.EndSessionCommand{Session: uint64(id)}}})
 	if err == nil {
-		l.sessions.end(id)
-		l.caches.end(id)
+		l.forgetSession(id)
 	}
 	return err
+}
+
+// forgetSession drops what the leader remembers of a session whose end is committed.
+func (l *leader) forgetSession(id dfs.SessionID) {
+	l.sessions.end(id)
+	l.caches.end(id)
+	l.locks.endSession(id)
 }
 
 // handlesGone is told which inodes have lost their last writer or their last handle.

@@ -146,6 +146,18 @@ func (s masterService) ReportFailure(ctx context.Context, r *dfsv1.ReportFailure
 	return forward(ctx, s.Master, r, (*leader).reportFailure)
 }
 
+func (s masterService) Lock(ctx context.Context, r *dfsv1.LockRequest) (*dfsv1.LockReply, error) {
+	return forward(ctx, s.Master, r, (*leader).lock)
+}
+
+func (s masterService) AwaitLock(ctx context.Context, r *dfsv1.AwaitLockRequest) (*dfsv1.AwaitLockReply, error) {
+	return forward(ctx, s.Master, r, (*leader).awaitLock)
+}
+
+func (s masterService) GetLock(ctx context.Context, r *dfsv1.GetLockRequest) (*dfsv1.GetLockReply, error) {
+	return forward(ctx, s.Master, r, (*leader).getLock)
+}
+
 func (s masterService) ClusterReport(ctx context.Context, r *dfsv1.ClusterReportRequest) (*dfsv1.ClusterReportReply, error) {
 	return forwardAtOnce(ctx, s.Master, r, (*leader).clusterReport)
 }

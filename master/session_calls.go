@@ -38,8 +38,7 @@ func (l *leader) closeSession(ctx context.Context, r *dfsv1.CloseSessionRequest)
 	if err != nil {
 		return nil, err
 	}
-	l.sessions.end(id)
-	l.caches.end(id)
+	l.forgetSession(id)
 	return &dfsv1.CloseSessionReply{Index: res.GetIndex()}, nil
 }
 

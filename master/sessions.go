@@ -110,6 +110,14 @@ func (t *sessionTable) renew(id dfs.SessionID) error {
 	return nil
 }
 
+// alive reports whether a session is known and not ending.
+func (t *sessionTable) alive(id dfs.SessionID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := t.sessions[id]
+	return s != nil && !s.ending
+}
+
 // announce takes the full list of handles a session has open; an inode that is listed n times has n handles.
 // Announced handles that were not known count as writers, because the list does not tell. Known ones that
 // are not announced are dropped unless they are too young to be in the list.

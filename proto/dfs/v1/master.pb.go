@@ -3115,8 +3115,9 @@ type LockRequest struct {
 	Header        *MutationHeader        `protobuf:"bytes,1,opt,name=header,proto3" json:"header,omitempty"`
 	Inode         uint64                 `protobuf:"varint,2,opt,name=inode,proto3" json:"inode,omitempty"`
 	Lock          *LockSpec              `protobuf:"bytes,3,opt,name=lock,proto3" json:"lock,omitempty"`
-	Unlock        bool                   `protobuf:"varint,4,opt,name=unlock,proto3" json:"unlock,omitempty"` // take away what the owner has within the range
-	Wait          uint64                 `protobuf:"varint,5,opt,name=wait,proto3" json:"wait,omitempty"`     // of AwaitLock, when that said ready: the place in the queue is used up
+	Unlock        bool                   `protobuf:"varint,4,opt,name=unlock,proto3" json:"unlock,omitempty"`   // take away what the owner has within the range
+	Wait          uint64                 `protobuf:"varint,5,opt,name=wait,proto3" json:"wait,omitempty"`       // of AwaitLock, when that said ready: success uses the place in the queue up
+	Patient       bool                   `protobuf:"varint,6,opt,name=patient,proto3" json:"patient,omitempty"` // the caller is going to wait: refused, too, when somebody waits who came first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3184,6 +3185,13 @@ func (x *LockRequest) GetWait() uint64 {
 		return x.Wait
 	}
 	return 0
+}
+
+func (x *LockRequest) GetPatient() bool {
+	if x != nil {
+		return x.Patient
+	}
+	return false
 }
 
 type LockReply struct {
@@ -4454,13 +4462,14 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\x03pid\x18\x03 \x01(\rR\x03pid\x12\x14\n" +
 	"\x05first\x18\x04 \x01(\x03R\x05first\x12\x12\n" +
 	"\x04last\x18\x05 \x01(\x03R\x04last\x12\x1c\n" +
-	"\texclusive\x18\x06 \x01(\bR\texclusive\"\xa5\x01\n" +
+	"\texclusive\x18\x06 \x01(\bR\texclusive\"\xbf\x01\n" +
 	"\vLockRequest\x12.\n" +
 	"\x06header\x18\x01 \x01(\v2\x16.dfs.v1.MutationHeaderR\x06header\x12\x14\n" +
 	"\x05inode\x18\x02 \x01(\x04R\x05inode\x12$\n" +
 	"\x04lock\x18\x03 \x01(\v2\x10.dfs.v1.LockSpecR\x04lock\x12\x16\n" +
 	"\x06unlock\x18\x04 \x01(\bR\x06unlock\x12\x12\n" +
-	"\x04wait\x18\x05 \x01(\x04R\x04wait\"t\n" +
+	"\x04wait\x18\x05 \x01(\x04R\x04wait\x12\x18\n" +
+	"\apatient\x18\x06 \x01(\bR\apatient\"t\n" +
 	"\tLockReply\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04held\x18\x02 \x01(\x03R\x04held\x12\x18\n" +
