@@ -184,5 +184,8 @@ func describe(kind opKind, r fuse.Request) string {
 	case *fuse.RemovexattrRequest:
 		return fmt.Sprintf("%s (%d, %q)", name, node, r.Name)
 	}
+	if l := lockIn(r); l != nil {
+		return fmt.Sprintf("%s (%d, %+v)", name, node, *l)
+	}
 	return fmt.Sprintf("%s (%d)", name, node)
 }

@@ -57,6 +57,33 @@ type File interface {
 	Sync(ctx context.Context) error
 	// Close records the length and ends the handle.
 	Close(ctx context.Context) error
+
+	// SetLock takes a lock in place of what its owner has within the range; with wait it waits until ctx ends while others have locks in the way. What is
+	// read afterwards is what they wrote before they unlocked.
+	SetLock(ctx context.Context, l Lock, wait bool) (Seen, error)
+	// Unlock gives up what the owner has within the range.
+	Unlock(ctx context.Context, l Lock) error
+	// ReleaseLocks gives up everything of one kind that an owner has locked of the file, also after Close.
+	ReleaseLocks(ctx context.Context, flock bool, owner uint64) error
+	// TestLock returns a lock of another owner that keeps l from being set, nil when there is none. PID is 0 when the owner is elsewhere.
+	TestLock(ctx context.Context, l Lock) (*Lock, error)
+	// MayChange returns nil when the file may be changed as far as locks go. WriteAt, Append and Zero ask by themselves.
+	MayChange(ctx context.Context) error
+}
+
+// Lock is an advisory lock: of flock(2) on the whole file, or of fcntl(2) on the bytes First to Last, both inclusive.
+type Lock struct {
+	Flock       bool
+	Owner       uint64
+	PID         uint32
+	Exclusive   bool
+	First, Last int64
+}
+
+// Seen is what is known of a file when a lock on it was taken.
+type Seen struct {
+	Version uint64 // of its attributes
+	Shared  bool   // others may have it open for writing
 }
 
 // Caller is on whose behalf the kernel asks.

@@ -2,7 +2,6 @@ package fusefs
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"slices"
 	"syscall"
@@ -182,9 +181,7 @@ func (s *Server) writeFile(ctx context.Context, r *fuse.WriteRequest) error {
 	if moved {
 		// The kernel has put the bytes into its pages where it took the end to be. It holds those pages until it has the
 		// reply, so they can be dropped only now.
-		if err := s.conn.InvalidateNode(r.Node, 0, 0); err != nil && !errors.Is(err, fuse.ErrNotCached) {
-			s.log.Debug("dropping cached pages", "inode", h.inode, "error", err)
-		}
+		s.dropPages(r.Node, h.inode)
 	}
 	return nil
 }
@@ -214,7 +211,11 @@ func (s *Server) flush(ctx context.Context, r *fuse.FlushRequest) error {
 	if err != nil {
 		return err
 	}
-	if err := h.file.Flush(ctx); err != nil {
+	err = h.file.Flush(ctx)
+	if lerr := s.releaseOwner(ctx, h, r.LockOwner); err == nil {
+		err = lerr
+	}
+	if err != nil {
 		return err
 	}
 	r.Respond()
@@ -248,6 +249,7 @@ func (s *Server) release(ctx context.Context, r *fuse.ReleaseRequest) error {
 		if err := h.file.Close(ctx); err != nil {
 			s.log.Warn("closing a file", "inode", h.inode, "error", err)
 		}
+		s.releaseHandle(ctx, r.Handle, h)
 	}
 	r.Respond()
 	return nil

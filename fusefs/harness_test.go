@@ -27,12 +27,15 @@ import (
 )
 
 // The test binary plays more parts, in processes of its own, because a process that serves a mount and uses it can
-// deadlock: the cluster, a mount of it, a mount of a file system in memory, and a user of directories.
+// deadlock: the cluster, a mount of it, a mount of a file system in memory, a user of directories, and programs that
+// lock files.
 const (
 	roleVariable = "FUSEFS_TEST_ROLE"
 	roleCluster  = "cluster" // DIR SESSION-TTL; takes the commands kill N and start N
 	roleMount    = "mount"   // DIR MASTERS
 	roleFake     = "fake"    // DIR ENTRIES
+	roleLocker   = "locker"  // see locks_test.go
+	roleCounter  = "counter" // FILE HOW TIMES; see there
 	roleStress   = "stress"  // DIR WORKER OPERATIONS SEED; see stress_test.go
 )
 
@@ -77,6 +80,10 @@ func play(role string, args []string) error {
 		return playCluster(ctx, args, log)
 	case roleStress:
 		return playStress(args)
+	case roleLocker:
+		return playLocker()
+	case roleCounter:
+		return playCounter(args[0], args[1], args[2])
 	}
 	over := make(chan struct{})
 	go func() {

@@ -12,6 +12,8 @@ import (
 const (
 	// interrupted ends a request that its caller no longer waits for.
 	interrupted = syscall.EINTR
+	// askAgain answers an interrupt of a request that is not known: the kernel sends it again, unless the request is over.
+	askAgain = syscall.EAGAIN
 	// leftToKernel makes the kernel do by itself what a request asks, now and ever after (access, poll, lseek …).
 	leftToKernel = syscall.ENOSYS
 )

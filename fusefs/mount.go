@@ -44,6 +44,7 @@ type Options struct {
 	NoExec       bool         // programs on it cannot be run
 	NoSetuid     bool         // setuid and setgid bits have no effect
 	NoDevices    bool         // device nodes cannot be opened
+	LocalLocks   bool         // locks are kept by the kernel for this mount alone, and other mounts do not see them
 	Show         Show         // what stat(2) shows instead of the truth
 	Logger       hclog.Logger // nil: silent
 }
@@ -263,6 +264,9 @@ func connect(dir string, opts Options) (*fuse.Conn, int, error) {
 	}
 	if opts.ReadOnly {
 		options = append(options, fuse.ReadOnly())
+	}
+	if !opts.LocalLocks {
+		options = append(options, fuse.LockingFlock(), fuse.LockingPOSIX())
 	}
 	if opts.AllowOther {
 		options = append(options, fuse.AllowOther())

@@ -73,6 +73,13 @@ func (s *Server) setattr(ctx context.Context, r *fuse.SetattrRequest) error {
 		if r.Size > uint64(dfs.MaxFileLength) {
 			return dfserr.Errorf(dfserr.ErrFileTooLarge, "length %d", r.Size)
 		}
+		if r.Valid.Handle() {
+			if h, herr := s.file(r.Handle); herr == nil {
+				if err := h.file.MayChange(ctx); err != nil {
+					return err
+				}
+			}
+		}
 		if a, err = s.backend.Truncate(ctx, who, inode, int64(r.Size), r.Valid.Handle()); err != nil {
 			return err
 		}

@@ -107,6 +107,15 @@ func (p *pages) truth(a *Attr) {
 	}
 }
 
+// stale reports whether the kernel's pages of a file may be out of date, going by what was seen when a lock was taken. Reads through a handle would find out by
+// themselves; those through a mapping do not ask.
+func (p *pages) stale(inode dfs.InodeID, seen Seen) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f := p.files[inode]
+	return f == nil || !f.read || seen.Shared || f.shared || f.version != seen.Version
+}
+
 // beforeRead changes a's mtime to what the kernel must be told before it reads.
 func (p *pages) beforeRead(a *Attr, shared bool, lease uint64) {
 	p.mu.Lock()

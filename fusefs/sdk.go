@@ -352,3 +352,42 @@ func (h *sdkFile) Close(ctx context.Context) error {
 	h.s.closed(h, unsynced)
 	return err
 }
+
+// spec converts a lock.
+func spec(l Lock) client.LockSpec {
+	out := client.LockSpec{Kind: client.ByteRange, Owner: l.Owner, PID: l.PID, First: l.First, Last: l.Last}
+	if l.Flock {
+		out.Kind = client.WholeFile
+	}
+	if l.Exclusive {
+		out.Mode = client.ExclusiveLock
+	}
+	return out
+}
+
+func (h *sdkFile) SetLock(ctx context.Context, l Lock, wait bool) (Seen, error) {
+	g, err := h.f.SetLock(ctx, spec(l), wait)
+	return Seen{Version: uint64(g.Version), Shared: g.OthersWrite}, err
+}
+
+func (h *sdkFile) Unlock(ctx context.Context, l Lock) error {
+	return h.f.ClearLock(ctx, spec(l))
+}
+
+func (h *sdkFile) ReleaseLocks(ctx context.Context, flock bool, owner uint64) error {
+	return h.f.ReleaseLocks(ctx, spec(Lock{Flock: flock}).Kind, owner)
+}
+
+func (h *sdkFile) TestLock(ctx context.Context, l Lock) (*Lock, error) {
+	c, err := h.f.TestLock(ctx, spec(l))
+	if c == nil {
+		return nil, err
+	}
+	found := &Lock{Flock: l.Flock, Owner: c.Owner, Exclusive: c.Mode == client.ExclusiveLock, First: c.First, Last: c.Last}
+	if c.Own {
+		found.PID = c.PID
+	}
+	return found, nil
+}
+
+func (h *sdkFile) MayChange(ctx context.Context) error { return h.f.MayChange(ctx) }

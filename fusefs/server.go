@@ -10,7 +10,8 @@
 // dirHandle.mu is held over Backend calls and nothing else.
 //
 // Failure model: a Backend error becomes an errno and leaves no state behind. A signal interrupts a request only when it
-// ends the process (dying): programs do not expect EINTR from a file, and Go's send themselves signals all the time.
+// ends the process (dying): programs do not expect EINTR from a file, and Go's send themselves signals all the time. Waiting for a lock is the exception: any
+// signal ends it.
 //
 // Page cache: the kernel drops a file's pages when it sees a new mtime or length. It asks before every read through a handle, and
 // is then told an mtime that differs from the last one told exactly when the bytes may have changed by others (pages.go).
@@ -22,6 +23,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -53,6 +55,7 @@ type Server struct {
 	stats     *stats
 	access    *accessLog
 	config    string // what /.dfs/config holds
+	owners    *lockOwners
 	wg        sync.WaitGroup
 
 	mu         sync.Mutex
@@ -66,6 +69,7 @@ type Server struct {
 type running struct {
 	cancel context.CancelFunc
 	pid    uint32
+	waits  bool // for a lock: any signal ends it
 }
 
 // fileHandle is an open file. Errors of writes are sticky in the backend's File.
@@ -74,13 +78,15 @@ type fileHandle struct {
 	inode  dfs.InodeID
 	append bool
 	direct bool // O_DIRECT: the kernel does not ask for attributes before it reads
+
+	flocked atomic.Bool // flock(2) was used
 }
 
 // newServer serves an established connection.
 func newServer(conn *fuse.Conn, fd int, backend Backend, dir string, opts Options) *Server {
 	return &Server{
 		backend: backend, conn: conn, fd: fd, log: opts.Logger, attrValid: opts.AttrTimeout, root: opts.Root, show: opts.Show,
-		slots: make(chan struct{}, maxInFlight), pages: newPages(), walked: newWalked(),
+		slots: make(chan struct{}, maxInFlight), pages: newPages(), walked: newWalked(), owners: newLockOwners(),
 		files: map[fuse.HandleID]*fileHandle{}, dirs: map[fuse.HandleID]*dirHandle{},
 		running: map[fuse.RequestID]running{},
 		stats:   &stats{begun: time.Now()}, access: newAccessLog(), config: configText(dir, &opts),
@@ -136,7 +142,11 @@ func (s *Server) dispatch(ctx context.Context, r fuse.Request) {
 		s.mu.Lock()
 		op, ok := s.running[r.IntrID]
 		s.mu.Unlock()
-		if ok && dying(op.pid) {
+		switch {
+		case !ok:
+			r.RespondError(askAgain) // another reader may be about to start it
+			return
+		case op.waits || dying(op.pid):
 			op.cancel()
 		}
 		r.Respond()
@@ -147,6 +157,14 @@ func (s *Server) dispatch(ctx context.Context, r fuse.Request) {
 	}
 	s.walked.seen(r)
 	opCtx, done := s.requestContext(ctx, r)
+	if _, ok := r.(*fuse.LockWaitRequest); ok {
+		// It takes no slot: if all were taken by those who wait, nobody could unlock.
+		s.wg.Go(func() {
+			defer done()
+			s.answer(opCtx, r)
+		})
+		return
+	}
 	s.wg.Go(func() {
 		defer done()
 		// Waiting here, not in the reader: interrupts must still come through when every slot is taken.
@@ -191,8 +209,9 @@ func (s *Server) requestContext(ctx context.Context, r fuse.Request) (context.Co
 	ctx, cancel := context.WithCancel(ctx)
 	h := r.Hdr()
 	id := h.ID
+	_, waits := r.(*fuse.LockWaitRequest)
 	s.mu.Lock()
-	s.running[id] = running{cancel, h.Pid}
+	s.running[id] = running{cancel, h.Pid, waits}
 	s.mu.Unlock()
 	return ctx, func() {
 		s.mu.Lock()
@@ -255,6 +274,14 @@ func (s *Server) handle(ctx context.Context, r fuse.Request) error {
 		return s.release(ctx, r)
 	case *fuse.FAllocateRequest:
 		return s.fallocate(ctx, r)
+	case *fuse.LockRequest:
+		return s.setLock(ctx, r, false)
+	case *fuse.LockWaitRequest:
+		return s.setLock(ctx, (*fuse.LockRequest)(r), true)
+	case *fuse.UnlockRequest:
+		return s.unlock(ctx, (*fuse.LockRequest)(r))
+	case *fuse.QueryLockRequest:
+		return s.queryLock(ctx, r)
 	case *fuse.StatfsRequest:
 		return s.statfs(ctx, r)
 	case *fuse.GetxattrRequest:

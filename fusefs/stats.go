@@ -41,6 +41,10 @@ const (
 	opListxattr
 	opSetxattr
 	opRemovexattr
+	opLock
+	opLockWait
+	opUnlock
+	opGetlock
 	opOther
 	opKinds
 )
@@ -48,7 +52,7 @@ const (
 var opNames = [opKinds]string{
 	"lookup", "getattr", "setattr", "readlink", "mkdir", "mknod", "symlink", "link", "unlink", "rmdir", "rename", "open", "opendir",
 	"create", "read", "readdir", "write", "flush", "fsync", "release", "fallocate", "statfs", "getxattr", "listxattr", "setxattr", "removexattr",
-	"other",
+	"lock", "lockwait", "unlock", "getlock", "other",
 }
 
 // kindOf classifies a request.
@@ -106,6 +110,14 @@ func kindOf(r fuse.Request) opKind {
 		return opSetxattr
 	case *fuse.RemovexattrRequest:
 		return opRemovexattr
+	case *fuse.LockRequest:
+		return opLock
+	case *fuse.LockWaitRequest:
+		return opLockWait
+	case *fuse.UnlockRequest:
+		return opUnlock
+	case *fuse.QueryLockRequest:
+		return opGetlock
 	}
 	return opOther
 }

@@ -205,6 +205,7 @@ func configText(dir string, o *Options) string {
 	set("noexec", o.NoExec)
 	set("nosuid", o.NoSetuid)
 	set("nodev", o.NoDevices)
+	set("local_locks", o.LocalLocks)
 	if o.Show.UID != nil {
 		set("uid", *o.Show.UID)
 	}
@@ -226,6 +227,13 @@ func (noWrites) Zero(context.Context, int64, int64) error { return dfserr.ErrNot
 func (noWrites) Flush(context.Context) error              { return nil }
 func (noWrites) Sync(context.Context) error               { return nil }
 func (noWrites) Close(context.Context) error              { return nil }
+func (noWrites) SetLock(context.Context, Lock, bool) (Seen, error) {
+	return Seen{}, dfserr.ErrNotPermitted
+}
+func (noWrites) Unlock(context.Context, Lock) error               { return nil }
+func (noWrites) ReleaseLocks(context.Context, bool, uint64) error { return nil }
+func (noWrites) TestLock(context.Context, Lock) (*Lock, error)    { return nil, nil }
+func (noWrites) MayChange(context.Context) error                  { return dfserr.ErrNotPermitted }
 
 // textFile is a file with a fixed content.
 type textFile struct {

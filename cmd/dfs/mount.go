@@ -30,6 +30,7 @@ var mountOptionHelp = []struct{ name, usage string }{
 	{"default_permissions", "the kernel checks permissions too (always so)"},
 	{"nonempty", "mount over a directory that is not empty"},
 	{"subdir=PATH", "mount this directory of the cluster instead of its root"},
+	{"local_locks", "file locks of this mount alone, kept by the kernel: other mounts do not see them"},
 	{"attr_timeout=TIME", "use attributes and names for so long without asking [0]; others' changes are seen that much later"},
 	{"max_readahead=SIZE", "how far the kernel reads ahead [16m]"},
 	{"uid=N, gid=N", "show everything as owned by N"},
@@ -107,6 +108,8 @@ func (m *mountArgs) setOption(name, value string, hasValue bool) (err error) {
 		m.opts.AllowOther = true
 	case "noallow_other":
 		m.opts.AllowOther = false
+	case "local_locks":
+		m.opts.LocalLocks = true
 	case "nonempty":
 		m.opts.NonEmpty = true
 	case "noexec":

@@ -17,11 +17,11 @@ import (
 
 func TestMountOptions(t *testing.T) {
 	m := &mountArgs{opts: fusefs.Options{AllowOther: true}}
-	if err := m.setOptions("ro,_netdev,x-systemd.requires=network-online.target,noallow_other,umask=027,uid=12,attr_timeout=200ms,max_readahead=1m,nosuid,subdir=/a/b"); err != nil {
+	if err := m.setOptions("ro,_netdev,x-systemd.requires=network-online.target,noallow_other,umask=027,uid=12,local_locks,attr_timeout=200ms,max_readahead=1m,nosuid,subdir=/a/b"); err != nil {
 		t.Fatal(err)
 	}
 	o := m.opts
-	if !o.ReadOnly || o.AllowOther || o.Show.Umask != 0o027 || *o.Show.UID != 12 || o.AttrTimeout != 200*time.Millisecond || o.MaxReadahead != 1<<20 || !o.NoSetuid || m.subdir != "/a/b" {
+	if !o.ReadOnly || !o.LocalLocks || o.AllowOther || o.Show.Umask != 0o027 || *o.Show.UID != 12 || o.AttrTimeout != 200*time.Millisecond || o.MaxReadahead != 1<<20 || !o.NoSetuid || m.subdir != "/a/b" {
 		t.Errorf("%+v", m)
 	}
 	if err := m.setOptions("attr_timeout=1.5"); err != nil || m.opts.AttrTimeout != 1500*time.Millisecond {
