@@ -42,7 +42,8 @@
 // reply happens once. At most ReplyWindow/2 are outstanding; more wait. When the master has ended the session (the client was cut off
 // for longer than the session's lifetime), the next operation opens a new one; an operation that was
 // under way and may or may not have happened gives ErrUnknownSession. Open files stay usable, except that a file
-// whose last name was removed meanwhile may be gone (ErrStaleInode).
+// whose last name was removed meanwhile may be gone (ErrStaleInode), and that files which the client had locks on refuse to be written and locked
+// (ErrLocksLost) until they are closed, since others may have the locks by now.
 //
 // # Concurrency
 //

@@ -60,6 +60,11 @@ for i in 1 2 3 4 5; do sqlite3 $mode.db "PRAGMA busy_timeout=20000; BEGIN; WITH 
 sqlite3 $mode.db "UPDATE t SET s='x'||s WHERE i%3=0; DELETE FROM t WHERE i%7=0; VACUUM;"
 [ "$(sqlite3 $mode.db 'PRAGMA integrity_check')" = ok ] && [ "$(sqlite3 $mode.db 'SELECT count(*) FROM t')" = 1286 ]
 done`},
+	{name: "sqlite on two mounts", needs: []string{"sqlite3"}, script: `
+sqlite3 db "PRAGMA journal_mode=delete; CREATE TABLE t(i INTEGER PRIMARY KEY, s TEXT); CREATE TABLE n(n INTEGER); INSERT INTO n VALUES(0);" > /dev/null
+for i in 1 2 3 4 5 6; do dir=$PWD; [ $((i%2)) = 0 ] && dir=$OTHER
+( cd $dir; for j in 1 2 3 4 5 6; do sqlite3 db "PRAGMA busy_timeout=60000; BEGIN IMMEDIATE; INSERT INTO t(s) SELECT hex(randomblob(2000)) FROM n; UPDATE n SET n=n+1; COMMIT;" > /dev/null || echo failed; done ) & done; wait
+for dir in $PWD $OTHER; do cd $dir; [ "$(sqlite3 db 'PRAGMA integrity_check')" = ok ] && [ "$(sqlite3 db 'SELECT count(*), (SELECT n FROM n) FROM t')" = "36|36" ] || exit 1; done`},
 	{name: "find and xargs", needs: []string{"find", "xargs"}, script: `
 for i in $(seq 150); do echo $i > f$i; done
 [ $(find . -type f -print0 | xargs -0 -P4 cat | sort -n | uniq | wc -l) = 150 ]

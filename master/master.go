@@ -4,7 +4,7 @@
 // Metadata is changed only by commands in the Raft log (packages raftlog, fsm, kv) and read, linearizably, from the state they make.
 // A handler decodes, checks limits, proposes a command or takes a read barrier, and encodes. What is not in the log is
 // the leader's soft state: chunkservers and leases (fleet.go), sessions' deadlines and opens (sessions.go), what they may have cached
-// (caches.go), repairs under way (repairs.go). It begins empty with each reign and is filled by heartbeats and re-announcements.
+// (caches.go), who waits for locks (lockqueue.go), repairs under way (repairs.go). It begins empty with each reign and is filled by heartbeats and re-announcements.
 //
 // What it does not do: file bytes never pass through it, except those of files small enough to live in their inode.
 //
