@@ -44,7 +44,7 @@ func TestPosix(t *testing.T) {
 	var cases []posixCase
 	for _, group := range [][]posixCase{
 		openCases(), modeCases(), nameCases(), linkCases(), renameCases(), removeCases(), timeCases(), xattrCases(), ioCases(), truncCases(),
-		mapCases(), lockCases(), dirCases(), specialCases(), permCases(), statfsCases(),
+		mapCases(), lockCases(), dirCases(), specialCases(), permCases(), statfsCases(), walkCases(), errnoCases(),
 	} {
 		cases = append(cases, group...)
 	}
