@@ -399,6 +399,7 @@ func errnoCases() []posixCase {
 					})
 				}
 			}
+			p.must(unix.Chmod(p.p("f"), 0o644))
 			p.content("f", "x")
 			p.mkdir("d", 0o755)
 			p.as(alice, team, nil, func() {

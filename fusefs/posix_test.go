@@ -68,7 +68,14 @@ func TestPosix(t *testing.T) {
 	})
 	t.Run("mount", func(t *testing.T) {
 		mount, _ := mountCluster(t)
-		run(t, mount, true)
+		dir, err := os.MkdirTemp(mount, "posix-")
+		if err == nil {
+			err = os.Chmod(dir, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(t, dir, true)
 	})
 	t.Logf("%d cases", len(cases))
 }

@@ -64,7 +64,6 @@ type Planner struct {
 type running struct {
 	source, target dfs.ServerID
 	class          class
-	last           bool // of the only good replica
 	since          time.Time
 	parts          int
 }
@@ -91,8 +90,9 @@ func (p *Planner) fits(id dfs.ServerID, parts int) bool {
 // is preferred for a while.
 type failure struct {
 	class   class
-	waits   bool // until is still to come
-	until   time.Time
+	waits   bool // RetryAfter is not over
+	rested  bool // RetryLast is over
+	at      time.Time
 	target  dfs.ServerID // 0: none was found
 	servers uint64       // the placer's change counter
 }
@@ -205,7 +205,7 @@ func (p *Planner) Done(chunk dfs.ChunkID, target dfs.ServerID, failedCopy bool, 
 	}
 	p.end(chunk, r)
 	if failedCopy {
-		p.fail(chunk, r.class, r.last, target, now)
+		p.fail(chunk, r.class, target, now)
 	}
 }
 
@@ -223,22 +223,18 @@ func (p *Planner) end(chunk dfs.ChunkID, r running) {
 // hasFailed reports whether the task is one that failed of late.
 func (p *Planner) hasFailed(t *task) bool {
 	f := p.failed[t.chunk.ID]
-	return f.waits && f.class == t.class
+	return f.waits && f.class == t.class && !(f.rested && t.last())
 }
 
 // fail remembers a failure, target 0 for want of one; when there are too many, the oldest is forgotten.
-func (p *Planner) fail(chunk dfs.ChunkID, of class, last bool, target dfs.ServerID, now time.Time) {
-	wait := p.limits.RetryAfter
-	if last {
-		wait = min(wait, p.limits.RetryLast)
-	}
+func (p *Planner) fail(chunk dfs.ChunkID, of class, target dfs.ServerID, now time.Time) {
 	if _, ok := p.failed[chunk]; ok {
 		p.fails = slices.DeleteFunc(p.fails, func(c dfs.ChunkID) bool { return c == chunk })
 	} else if len(p.failed) >= p.limits.Queue {
 		delete(p.failed, p.fails[0])
 		p.fails = slices.Delete(p.fails, 0, 1)
 	}
-	p.failed[chunk] = failure{of, true, now.Add(wait), target, p.placer.Changes()}
+	p.failed[chunk] = failure{of, true, false, now, target, p.placer.Changes()}
 	p.fails = append(p.fails, chunk)
 }
 
@@ -247,19 +243,20 @@ func (p *Planner) expire(now time.Time) {
 	for _, chunk := range slices.Sorted(maps.Keys(p.running)) {
 		if r := p.running[chunk]; !now.Before(r.since.Add(p.limits.CopyTimeout)) {
 			p.end(chunk, r)
-			p.fail(chunk, r.class, r.last, r.target, now)
+			p.fail(chunk, r.class, r.target, now)
 		}
 	}
 	p.fails = slices.DeleteFunc(p.fails, func(c dfs.ChunkID) bool {
 		f := p.failed[c]
-		over := !now.Before(f.until.Add((avoidFactor - 1) * p.limits.RetryAfter))
+		since := now.Sub(f.at)
+		f.waits, f.rested = since < p.limits.RetryAfter, since >= p.limits.RetryLast
+		over := since >= avoidFactor*p.limits.RetryAfter
 		if f.target == 0 {
-			over = !now.Before(f.until) || f.servers != p.placer.Changes()
+			over = !f.waits || f.servers != p.placer.Changes()
 		}
 		if over {
 			delete(p.failed, c)
-		} else if f.waits && !now.Before(f.until) {
-			f.waits = false
+		} else {
 			p.failed[c] = f
 		}
 		return over
@@ -318,13 +315,13 @@ func (p *Planner) stepCopy(t *task, now time.Time) (commands []Command, finding 
 		if free != 0 {
 			return nil, nil, true
 		}
-		p.fail(t.chunk.ID, t.class, t.last(), 0, now)
+		p.fail(t.chunk.ID, t.class, 0, now)
 		if t.class == classOneRack {
 			return t.deletions(), nil, false // it stays in one rack, and is otherwise in order
 		}
 		return nil, &Finding{t.chunk.ID, NoTarget, why}, false
 	}
-	p.running[t.chunk.ID] = running{source, target, t.class, t.last(), now, parts}
+	p.running[t.chunk.ID] = running{source, target, t.class, now, parts}
 	p.used += parts
 	p.perNode[source] += parts
 	p.perNode[target] += parts
