@@ -33,8 +33,8 @@ test: ## every test, with the race detector; simulation with a few seeds
 
 race: test ## the same as test: tests always run with the race detector
 
-sim: ## the whole-cluster simulation, SEEDS seeds, without the race detector
-	DFS_SIM_SEEDS=$(SEEDS) $(GO) test -timeout 30m -run 'TestSimulation' ./testcluster
+sim: ## the whole-cluster simulation, SEEDS seeds or the one SEED, each exactly as it will run again
+	cd tools && $(GO) run ./replay $(if $(SEED),-first $(SEED) -seeds 1 -twice 1,-seeds $(SEEDS))
 
 programs: ## real programs on a mount, a database and a build of this project among them (needs root)
 	$(GO) test -timeout 20m -run TestPrograms ./fusefs

@@ -114,6 +114,9 @@ func (m *Master) start(ctx context.Context) error {
 	if m.space, err = kv.NewSpace(m.cfg.Dir, kv.SpaceOptions{MinFree: m.cfg.MinFree, Ballast: m.cfg.Ballast, Usage: m.cfg.DiskUsage}); err != nil {
 		return err
 	}
+	if err := m.space.CheckAny(); err != nil { // Badger would end the process
+		return err
+	}
 	if err := m.openState(ctx); err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime/debug"
 	"testing"
+	"testing/cryptotest"
 	"testing/synctest"
 	"time"
 
@@ -42,7 +43,8 @@ func watch(name string) *time.Timer {
 // inMemory runs scenario on an in-memory cluster on virtual time.
 func inMemory(t *testing.T, cfg Config, scenario func(ctx context.Context, t *testing.T, c *Cluster)) {
 	t.Helper()
-	dir := t.TempDir() // outside: its clean-up runs after the bubble
+	cryptotest.SetGlobalRandom(t, 1) // so that a run can be replayed (tools/replay)
+	dir := t.TempDir()               // outside: its clean-up runs after the bubble
 	defer watch(t.Name()).Stop()
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)

@@ -54,6 +54,7 @@ func (e *extension) append(ctx context.Context, s *sim, r record, n int, f *clie
 	var err error
 	p.off, err = f.Append(ctx, p.data)
 	p.returned = s.tick()
+	s.trace.note("appended %v to /extended at %d", r, p.off)
 	s.must(err)
 	if p.off < end {
 		s.t.Errorf("seed %d: /extended: append %v went to %d, the file had reached %d before", s.seed, r, p.off, end)
@@ -67,6 +68,7 @@ func (e *extension) extend(ctx context.Context, s *sim, rng *rand.Rand, f *clien
 	e.turn <- struct{}{}
 	defer func() { <-e.turn }()
 	end := e.known()
+	s.trace.note("extend from %d", end)
 	chunk, in := end/dfs.MiB, end%dfs.MiB
 	near := end + 100_000 + rng.Int64N(100_000)
 	if in > 500_000 {

@@ -30,8 +30,8 @@ import (
 // cells that all share (History), in one file of which all also cut off and lengthen, and as an exactly-once set for appended records. Where a file is appended to
 // while others make it longer (extension), each append must go behind everything that was there when it began.
 //
-// A seed fixes every client's operations and the whole schedule of faults in virtual time. DFS_SIM_SEEDS says how many seeds to run,
-// DFS_SIM_SEED runs one.
+// A seed fixes every client's operations and the whole schedule of faults in virtual time; built and run by tools/replay (make sim), it fixes
+// everything, so that a run can be repeated exactly. DFS_SIM_SEEDS says how many seeds to run, DFS_SIM_SEED runs one.
 
 const (
 	simClients = 4
@@ -90,6 +90,7 @@ type sim struct {
 	seed  uint64
 	cl    *Cluster
 	ticks atomic.Int64
+	trace *trace
 
 	cells cellSet   // of "/shared"
 	cut   cellSet   // of "/cut"
@@ -130,19 +131,22 @@ func simulate(t *testing.T, seed uint64) {
 	s.calm.Store(true)
 	inMemory(t, cfg, func(ctx context.Context, t *testing.T, cl *Cluster) {
 		s.t, s.cl = t, cl
+		s.trace = newTrace(t, seed)
 		s.run(ctx)
+		t.Logf("seed %d: trace %s", seed, s.trace.end())
 	})
 }
 
 // fate decides about one unary call: most go through. Those of a change of configuration have it harder: that is when replicas are put out that could go on serving (Prepare), the
 // master tells them so (DeleteReplicas), and new ones are brought into step (Activate).
-func (s *sim) fate(_ context.Context, _, method string) rpc.Fault {
+func (s *sim) fate(_ context.Context, addr, method string) rpc.Fault {
 	if strings.HasSuffix(method, "/GetAttr") {
 		s.getAttrs.Add(1)
 	}
 	if s.calm.Load() {
 		return rpc.Fault{}
 	}
+	s.trace.note("call %s %s", addr, method)
 	s.callMu.Lock()
 	defer s.callMu.Unlock()
 	var f rpc.Fault
@@ -170,6 +174,7 @@ func (s *sim) fate(_ context.Context, _, method string) rpc.Fault {
 }
 
 func (s *sim) count(kind string) {
+	s.trace.note("fault: %s", kind)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.fired[kind]++
@@ -434,6 +439,7 @@ func (s *sim) writeCells(rng *rand.Rand, f *client.File, cells cellSet, value *u
 	invoked := s.tick()
 	_, err := f.WriteAt(data, regions[region]+int64(from)*cellBytes)
 	returned := s.tick()
+	s.trace.note("wrote %x at %d of region %d, ticks %d to %d", values, from, region, invoked, returned)
 	s.must(err)
 	for i, v := range values {
 		cells[region][from+i].Wrote(v, invoked, returned)
@@ -450,6 +456,7 @@ func (s *sim) readCells(rng *rand.Rand, cells cellSet, readAt func(p []byte, off
 	if err != nil && !errors.Is(err, io.EOF) {
 		s.must(err)
 	}
+	s.trace.note("read %d bytes, CRC %08x, at %d of region %d, ticks %d to %d", got, dfs.CRC(data[:got]), from, region, invoked, returned)
 	clear(data[got:]) // past the end: as if zero
 	for i := range n {
 		cell := data[i*cellBytes:][:cellBytes]
@@ -491,6 +498,7 @@ func (s *sim) cutCells(ctx context.Context, rng *rand.Rand, c *client.Client, f 
 		s.must(f.Truncate(ctx, length))
 	}
 	returned := s.tick()
+	s.trace.note("cut to %d, ticks %d to %d", length, invoked, returned)
 	for r, at := range regions {
 		for i := range int64(regionLen) {
 			if at+i*cellBytes >= length {
@@ -502,7 +510,8 @@ func (s *sim) cutCells(ctx context.Context, rng *rand.Rand, c *client.Client, f 
 
 // append adds a record and notes that it was acknowledged.
 func (s *sim) append(ctx context.Context, r record, n int, add func(context.Context, []byte) (int64, error)) {
-	_, err := add(ctx, r.bytes(n))
+	off, err := add(ctx, r.bytes(n))
+	s.trace.note("appended %v of %d bytes at %d", r, n, off)
 	s.must(err)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -529,19 +538,23 @@ func (s *sim) ownedOp(ctx context.Context, rng *rand.Rand, c *client.Client, o *
 		}
 		data := pattern(1+rng.IntN(200_000), rng.Uint64())
 		_, err := o.f.WriteAt(data, off)
+		s.trace.note("wrote %s: %d bytes at %d", o.path, len(data), off)
 		s.must(err)
 		o.model = grown(o.model, int(off)+len(data))
 		copy(o.model[off:], data)
 	case op < 5:
 		n := rng.IntN(maxLen)
 		s.must(o.f.Truncate(ctx, int64(n)))
+		s.trace.note("cut %s to %d", o.path, n)
 		o.model = grown(o.model, n)[:n]
 	case op < 6:
 		data := pattern(1+rng.IntN(100_000), rng.Uint64())
 		_, err := o.f.Append(ctx, data)
+		s.trace.note("appended to %s: %d bytes", o.path, len(data))
 		s.must(err)
 		o.model = append(o.model, data...)
 	case op < 7:
+		s.trace.note("rename %s", o.path)
 		o.moves++
 		to := fmt.Sprintf("%s%d", o.path[:strings.LastIndexByte(o.path, '-')+1], o.moves)
 		s.must(c.Rename(ctx, o.path, to))
@@ -551,6 +564,7 @@ func (s *sim) ownedOp(ctx context.Context, rng *rand.Rand, c *client.Client, o *
 		o.path = to
 	case op < 8:
 		s.must(o.f.Sync(ctx))
+		s.trace.note("synced %s", o.path)
 		info, err := c.Stat(ctx, o.path)
 		s.must(err)
 		if info.Size() != int64(len(o.model)) {
@@ -576,6 +590,7 @@ func (s *sim) readOwned(o *owned, off, n int64) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		s.must(err)
 	}
+	s.trace.note("read %s: %d bytes at %d", o.path, got, off)
 	want := o.model[off:min(off+n, int64(len(o.model)))]
 	if !bytes.Equal(buf[:got], want) {
 		s.t.Errorf("seed %d: %s at %d: %s", s.seed, o.path, off, difference(buf[:got], want))

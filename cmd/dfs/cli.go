@@ -123,6 +123,8 @@ func normalize(args []string) ([]string, error) {
 	}
 	if word, dashed := strings.CutPrefix(name, "-"); dashed && (verbNamed(shellVerbs(), word) != nil || word == "help" || word == "usage") {
 		name = word
+	} else if dashed && name != "-h" && !strings.HasPrefix(word, "-") {
+		return []string{"--", name}, nil // no verb, and not to be taken for options of one letter
 	}
 	return append([]string{name}, append(generic, rest[1:]...)...), nil
 }

@@ -394,6 +394,9 @@ func TestSpellings(t *testing.T) {
 			t.Errorf("dfs %s: exit %d, want %d\n%s%s", line, code, want, out, errOut)
 		}
 	}
+	if _, _, errOut := r.run("-lss", "/"); !strings.HasPrefix(errOut, "-lss: Unknown command\n") {
+		t.Errorf("dfs -lss says %q", errOut)
+	}
 }
 
 func TestRelativePathsAndOddNames(t *testing.T) {
