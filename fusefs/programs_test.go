@@ -127,12 +127,12 @@ func TestPrograms(t *testing.T) {
 					t.Skipf("%s is not installed", need)
 				}
 			}
-			long := ""
+			long, patience := "", 5*time.Minute
 			if *programsLong {
-				long = "1"
+				long, patience = "1", 30*time.Minute
 			}
 			dir := freshDir(t, a)
-			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			defer cancel()
 			cmd := exec.CommandContext(ctx, "sh", "-euc", p.script)
 			cmd.Dir = dir
