@@ -99,11 +99,13 @@ func TestSoak(t *testing.T) {
 	begin := time.Now()
 	least, duration := 2, *soakFor // kills
 	var kills atomic.Int32
-	over := func() bool { return int(kills.Load()) >= least && time.Since(begin) >= duration }
+	var broken atomic.Bool // chunkservers cannot be killed or started any more: there is nothing to soak
+	over := func() bool { return broken.Load() || int(kills.Load()) >= least && time.Since(begin) >= duration }
 
 	killer := make(chan error, 1)
 	go func() {
 		killer <- func() error {
+			defer broken.Store(true)
 			for i := 0; !over(); i++ {
 				if err := s.kill(i % 4); err != nil {
 					return err
@@ -157,6 +159,9 @@ func TestSoak(t *testing.T) {
 		t.Error(err)
 	}
 	for i, m := range s.mounts {
+		if warm == nil {
+			t.Fatal("it ended before it was warm")
+		}
 		now := usageOf(t, m)
 		t.Logf("mount %d: %+v a third into it, %+v at the end", i, warm[i], now)
 		if now.goroutines > warm[i].goroutines+64 || now.fds > warm[i].fds+32 || now.heapMiB > warm[i].heapMiB+128 {
