@@ -43,6 +43,7 @@ type Attr struct {
 	Inline      bool      // the file's bytes are in the inode
 	Chunks      int64     // index of the last chunk + 1; 0 when inline
 	Version     dfs.Index // of the last change of these attributes
+	Xattrs      int       // number of extended attributes
 	// SizeIsBound, in directory listings and after Peek: the chunkservers that know the length did not answer, and
 	// the file has at least Size bytes.
 	SizeIsBound bool
@@ -101,7 +102,7 @@ func attrOf(a *dfsv1.Attr) Attr {
 		Inode: dfs.InodeID(a.GetInode()), Mode: fileMode(a.GetMode()), UID: a.GetUid(), GID: a.GetGid(), Nlink: a.GetNlink(), Rdev: a.GetRdev(),
 		Size: a.GetLength(), Atime: instant(a.GetAtimeNs()), Mtime: instant(a.GetMtimeNs()), Ctime: instant(a.GetCtimeNs()), Btime: instant(a.GetBtimeNs()),
 		Target: string(a.GetSymlinkTarget()), ChunkSize: a.GetChunkSize(), Replication: int(a.GetReplication()), Inline: a.GetInline(),
-		Chunks: a.GetChunks(), Version: dfs.Index(a.GetVersion()), SizeIsBound: a.GetLengthIsBound(),
+		Chunks: a.GetChunks(), Version: dfs.Index(a.GetVersion()), Xattrs: int(a.GetXattrs()), SizeIsBound: a.GetLengthIsBound(),
 	}
 }
 

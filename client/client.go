@@ -57,7 +57,7 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 		cache:     metacache.New[chunkio.Location](cachedLocations, cfg.LocationTTL),
 	}
 	if cfg.CacheNames {
-		c.tree = metacache.NewTree[Attr](cachedInodes, dfs.CacheTrust)
+		c.tree = metacache.NewTree(cachedInodes, dfs.CacheTrust, func(a Attr) bool { return a.Xattrs == 0 })
 	}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.masters = &masters{pool: c.pool, addrs: cfg.Masters, timeout: cfg.CallTimeout}

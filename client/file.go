@@ -567,17 +567,21 @@ func (f *file) released(ctx context.Context, byMaster bool) {
 	f.release(ctx)
 }
 
-// release ends the master's count of the handle: at once when it was for writing, else in the background.
+// release ends the master's count of the handle: with the next keepalive message of a client that caches, else at once when it was for writing, or in the background.
 func (f *file) release(ctx context.Context) {
 	if f.handle == 0 {
 		return
 	}
-	f.c.session.closed(f.inode)
 	e := f.c.session.current()
 	if e == nil {
+		f.c.session.closed(f.inode)
 		return
 	}
 	r := &dfsv1.CloseRequest{Session: e.id, Inode: uint64(f.inode), Write: f.asWriter, Handle: f.handle}
+	if f.c.tree != nil && f.c.session.closeLater(r) {
+		return
+	}
+	f.c.session.closed(f.inode)
 	if !f.asWriter {
 		f.c.closer.add(r)
 		return

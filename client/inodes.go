@@ -287,6 +287,10 @@ func (t Inodes) Link(ctx context.Context, who Caller, inode, parent dfs.InodeID,
 
 // GetXattr returns an extended attribute's value.
 func (t Inodes) GetXattr(ctx context.Context, who Caller, inode dfs.InodeID, name string) ([]byte, error) {
+	// The kernel asks for this one before every write. Everybody may.
+	if name == "security.capability" && t.c.tree != nil && t.c.tree.Bare(inode) {
+		return nil, dfserr.Errorf(dfserr.ErrNoAttr, "%s of inode %d", name, inode)
+	}
 	req := &dfsv1.GetXattrRequest{Caller: callerMessage(who), Ref: inodeRef(inode), Name: []byte(name), MinIndex: t.c.minIndex()}
 	var reply *dfsv1.GetXattrReply
 	err := t.c.ask(ctx, func(ctx context.Context, m dfsv1.MasterClient) (err error) {
@@ -319,6 +323,9 @@ func (t Inodes) SetXattr(ctx context.Context, who Caller, inode dfs.InodeID, nam
 		return err
 	}
 	_, err := t.changeOwn(ctx, who, inode, func(ctx context.Context, m dfsv1.MasterClient, h *dfsv1.MutationHeader) (*dfsv1.AttrReply, error) {
+		if t.c.tree != nil {
+			t.c.tree.BareNoMore(inode) // here the change has begun
+		}
 		return m.SetXattr(ctx, &dfsv1.SetXattrRequest{
 			Header: h, Ref: inodeRef(inode), Name: []byte(name), Value: value, Create: mode == XattrCreate, Replace: mode == XattrReplace,
 		})

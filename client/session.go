@@ -33,6 +33,7 @@ type session struct {
 	ended bool                // guarded by mu
 
 	// Of a client that caches names.
+	closes  []*toldClose       // guarded by mu: handles to be told of with the next messages, oldest first
 	busy    chan struct{}      // one token: the cache is about to be used
 	streams uint64             // guarded by mu: keepalive streams so far
 	stream  uint64             // guarded by mu: number of the present one; 0: none
@@ -133,6 +134,7 @@ func (s *session) lose(e *epoch) {
 	s.log.Warn("the master no longer knows this client's session; the next operation opens a new one", "session", e.id)
 	s.epoch = nil
 	s.c.locks.lose(e)
+	s.closes = nil // with the session went its handles
 	e.cancel()
 	e.stopLocked()
 	close(e.lost)
@@ -281,6 +283,10 @@ func (s *session) opened(inode dfs.InodeID) {
 func (s *session) closed(inode dfs.InodeID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.uncountLocked(inode)
+}
+
+func (s *session) uncountLocked(inode dfs.InodeID) {
 	if s.opens[inode]--; s.opens[inode] <= 0 {
 		delete(s.opens, inode)
 		s.c.locks.forget(inode)
@@ -291,6 +297,10 @@ func (s *session) closed(inode dfs.InodeID) {
 func (s *session) openList() []uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return s.openListLocked()
+}
+
+func (s *session) openListLocked() []uint64 {
 	var l []uint64
 	for inode, n := range s.opens {
 		for range n {
@@ -337,8 +347,10 @@ func (s *session) renew(ctx context.Context, e *epoch, p *rpc.Backoff) error {
 		s: s, e: e, stream: stream, cancel: cancel, sent: map[uint64]time.Time{},
 		confirm: make(chan struct{}, 1), answered: p.Reset,
 	}
-	if s.c.tree != nil {
-		k.cache = s.beginStream(cancel)
+	if s.c.tree == nil {
+		k.open = s.openList()
+	} else {
+		k.cache, k.open = s.beginStream(cancel)
 		defer s.endStream(k.cache)
 	}
 	done := make(chan error, 1)
@@ -354,14 +366,19 @@ func (s *session) renew(ctx context.Context, e *epoch, p *rpc.Backoff) error {
 	return err
 }
 
-// beginStream gives a new stream its number: nothing cached before it counts any more.
-func (s *session) beginStream(cancel context.CancelFunc) uint64 {
+// beginStream gives a new stream its number and the handles to announce: nothing cached before it counts any more.
+func (s *session) beginStream(cancel context.CancelFunc) (number uint64, open []uint64) {
 	s.c.tree.Reset()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.streams++
 	s.stream, s.cut = s.streams, cancel
-	return s.stream
+	for _, c := range s.closes {
+		// The answer may be lost, so they are told again. What is announced now does not contain them.
+		c.number = 0
+		c.req = &dfsv1.CloseRequest{Session: c.req.GetSession(), Inode: c.req.GetInode(), Write: c.req.GetWrite(), Handle: c.req.GetHandle(), Unannounced: true}
+	}
+	return s.stream, s.openListLocked()
 }
 
 // endStream ends the trust in what was cached under a stream.
@@ -401,13 +418,61 @@ func (s *session) wanted() {
 	}
 }
 
+// toldClose is a closed handle of which the master is told on the keepalive stream.
+type toldClose struct {
+	req    *dfsv1.CloseRequest
+	number uint64 // of the message that told it, on the present stream; 0: none has
+}
+
+// Bounds of what is told on the stream.
+const (
+	closesPerMessage = 4096
+	maxCloses        = 4 * closesPerMessage
+)
+
+// closeLater has the master told of a closed handle with the next keepalive message, within half a second as a rule. false: too
+// many wait already.
+func (s *session) closeLater(r *dfsv1.CloseRequest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.closes) >= maxCloses || s.epoch == nil || s.epoch.id != r.GetSession() {
+		return false
+	}
+	s.closes = append(s.closes, &toldClose{req: r})
+	s.uncountLocked(dfs.InodeID(r.GetInode()))
+	return true
+}
+
+// closesFor returns the closes to be told with a message.
+func (s *session) closesFor(number uint64) (list []*dfsv1.CloseRequest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.closes {
+		if c.number == 0 && len(list) < closesPerMessage {
+			c.number = number
+			list = append(list, c.req)
+		}
+	}
+	return list
+}
+
+// closesTold notes that a message was answered.
+func (s *session) closesTold(number uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.closes) > 0 && s.closes[0].number != 0 && s.closes[0].number <= number {
+		s.closes = s.closes[1:]
+	}
+}
+
 // keepAlive is one keepalive stream.
 type keepAlive struct {
 	s        *session
 	e        *epoch
 	stream   dfsv1.Master_KeepAliveClient
 	cancel   context.CancelFunc
-	cache    uint64 // number of the stream; 0: the client does not cache
+	cache    uint64   // number of the stream; 0: the client does not cache
+	open     []uint64 // handles to announce
 	confirm  chan struct{}
 	answered func()
 
@@ -424,13 +489,14 @@ const idleAfter = 5 * time.Minute
 // send sends messages until one fails or stays without an answer for a third of the TTL.
 func (k *keepAlive) send(ctx context.Context) error {
 	every := k.e.ttl / 3
-	req := &dfsv1.KeepAliveRequest{Session: k.e.id, OpenInodes: k.s.openList(), Cache: k.cache}
+	req := &dfsv1.KeepAliveRequest{Session: k.e.id, OpenInodes: k.open, Cache: k.cache}
 	for {
 		k.mu.Lock()
 		k.number++
 		req.Number, req.Recalled = k.number, k.recalled
 		k.sent[k.number], k.told = time.Now(), k.recalled
 		k.mu.Unlock()
+		req.Closes = k.s.closesFor(req.GetNumber())
 		if err := k.stream.Send(req); err != nil && !isEOF(err) {
 			return err
 		}
@@ -528,6 +594,7 @@ func (k *keepAlive) receive() error {
 			}
 		}
 		k.mu.Unlock()
+		k.s.closesTold(number)
 		if !ok {
 			continue
 		}

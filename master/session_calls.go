@@ -76,6 +76,13 @@ func (l *leader) keepAlive(stream grpc.BidiStreamingServer[dfsv1.KeepAliveReques
 				}
 			}
 		}
+		for _, r := range req.GetCloses() {
+			inode := dfs.InodeID(r.GetInode())
+			if r.GetUnannounced() {
+				inode = 0 // if its number is not known, it is not counted either
+			}
+			l.sessions.closeNamed(id, inode, r.GetWrite(), r.GetHandle())
+		}
 		if out.cache != 0 {
 			answer, err := l.caches.heard(id, out.cache, req.GetRecalled(), req.GetNumber() != 0)
 			if err != nil {

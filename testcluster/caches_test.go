@@ -3,6 +3,7 @@ package testcluster
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -22,24 +23,28 @@ type cached struct {
 	hostA string
 	dir   dfs.InodeID
 	file  dfs.InodeID
-	calls *atomic.Int64
+	calls *atomic.Int64 // for attributes
+	all   *atomic.Int64 // of the master's unary methods
 }
 
 var nobody = client.Caller{}
 
 func withCaches(t *testing.T, f func(w *cached)) {
-	calls := &atomic.Int64{}
+	calls, all := &atomic.Int64{}, &atomic.Int64{}
 	cfg := Config{
 		Faults: func(_ context.Context, _, method string) rpc.Fault {
 			if method == "/dfs.v1.Master/GetAttr" {
 				calls.Add(1)
+			}
+			if strings.HasPrefix(method, "/dfs.v1.Master/") {
+				all.Add(1)
 			}
 			return rpc.Fault{}
 		},
 		Client: func(c *client.Config) { c.CacheNames = true; c.OpTimeout = 5 * time.Minute },
 	}
 	inMemory(t, cfg, func(ctx context.Context, t *testing.T, cl *Cluster) {
-		w := &cached{t: t, ctx: ctx, cl: cl, hostA: ClientHost(0), calls: calls}
+		w := &cached{t: t, ctx: ctx, cl: cl, hostA: ClientHost(0), calls: calls, all: all}
 		a, err := cl.Client(ctx, "a")
 		w.must(err)
 		b, err := cl.Client(ctx, "b")
@@ -197,6 +202,89 @@ func TestCacheOwnChanges(t *testing.T) {
 		}
 		if n := w.calls.Load() - before; n != 0 {
 			t.Errorf("%d calls for attributes", n)
+		}
+	})
+}
+
+// A small file that is made, written and closed, with all that the kernel asks meanwhile, costs two calls to the master. That it was closed is told on the stream.
+func TestSmallFileCalls(t *testing.T) {
+	withCaches(t, func(w *cached) {
+		d, err := w.a.Make(w.ctx, nobody, w.dir, []byte("small"), client.NewNode{Mode: 0o040755})
+		w.must(err)
+		_, err = w.a.GetAttr(w.ctx, d.Inode)
+		w.must(err)
+		const files = 10
+		var last dfs.InodeID
+		before := w.all.Load()
+		for i := range files {
+			name := []byte{byte('a' + i)}
+			if _, err := w.a.Lookup(w.ctx, nobody, d.Inode, name); !errors.Is(err, dfserr.ErrNotExist) {
+				t.Fatal(err)
+			}
+			f, a, err := w.a.CreateFile(w.ctx, nobody, d.Inode, name, 0o644, false, false)
+			w.must(err)
+			if _, _, err := w.a.GetAttrShared(w.ctx, a.Inode); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.a.GetXattr(w.ctx, nobody, a.Inode, "security.capability"); !errors.Is(err, dfserr.ErrNoAttr) {
+				t.Fatal(err)
+			}
+			_, err = f.WriteAt(make([]byte, 4096), 0)
+			w.must(err)
+			w.must(f.Record(w.ctx, time.Now()))
+			w.must(f.Close())
+			after, err := w.a.GetAttr(w.ctx, a.Inode)
+			w.must(err)
+			if after.Size != 4096 {
+				t.Fatalf("length %d", after.Size)
+			}
+			last = a.Inode
+		}
+		time.Sleep(10 * time.Second)
+		if n := w.all.Load() - before; n > 2*files {
+			t.Errorf("%d calls for %d files", n, files)
+		}
+		_, shared, err := w.b.GetAttrShared(w.ctx, last)
+		w.must(err)
+		if shared {
+			t.Error("the file still counts as open")
+		}
+	})
+}
+
+// Closes that were told on a stream that broke are told again, and count once.
+func TestClosesToldAgain(t *testing.T) {
+	withCaches(t, func(w *cached) {
+		open := func() *client.File {
+			f, _, err := w.a.OpenFile(w.ctx, nobody, w.file, true, true)
+			w.must(err)
+			return f
+		}
+		shared := func() bool {
+			_, shared, err := w.b.GetAttrShared(w.ctx, w.file)
+			w.must(err)
+			return shared
+		}
+		kept := open()
+		for round := range 3 {
+			f := open()
+			w.cl.Net.CutOneWay(MasterHost, w.hostA) // the close arrives, its answer does not
+			w.must(f.Close())
+			time.Sleep(20 * time.Second)
+			if round == 1 {
+				w.must(w.cl.KillMaster(w.ctx))
+				w.must(w.cl.StartMaster(w.ctx))
+			}
+			w.cl.Net.Heal(MasterHost, w.hostA)
+			time.Sleep(10 * time.Second)
+			if !shared() {
+				t.Fatalf("round %d: the handle that is open does not count", round)
+			}
+		}
+		w.must(kept.Close())
+		time.Sleep(10 * time.Second)
+		if shared() {
+			t.Error("the file still counts as open")
 		}
 	})
 }

@@ -17,6 +17,7 @@ import (
 type Tree[A any] struct {
 	limit int
 	trust time.Duration
+	bare  func(A) bool
 
 	mu      sync.Mutex
 	until   time.Time                // guarded by mu: trusted before
@@ -47,6 +48,7 @@ type node[A any] struct {
 	serial   uint64
 	attr     A
 	known    bool                   // attr is
+	bare     bool                   // there are no extended attributes, whatever else may have changed
 	names    map[string]dfs.InodeID // 0: absent
 	complete bool                   // what is not in names is absent
 	at       *list.Element
@@ -62,9 +64,10 @@ type own struct {
 const changedMax = 1 << 16
 
 // NewTree returns a Tree of at most limit inodes and names, which is trusted for the given time after the sending of a message that was answered.
-func NewTree[A any](limit int, trust time.Duration) *Tree[A] {
+// bare says that attributes are of an inode without extended attributes.
+func NewTree[A any](limit int, trust time.Duration, bare func(A) bool) *Tree[A] {
 	return &Tree[A]{
-		limit: max(2, limit), trust: trust, nodes: map[dfs.InodeID]*node[A]{}, changed: map[dfs.InodeID]Mark{},
+		limit: max(2, limit), trust: trust, bare: bare, nodes: map[dfs.InodeID]*node[A]{}, changed: map[dfs.InodeID]Mark{},
 		attrs: map[dfs.InodeID]*own{}, names: map[Name]*own{},
 	}
 }
@@ -194,8 +197,26 @@ func (t *Tree[A]) PutAttr(m Mark, inode dfs.InodeID, attr A) {
 		return
 	}
 	n := t.nodeLocked(inode)
-	n.attr, n.known = attr, true
+	n.attr, n.known, n.bare = attr, true, t.bare(attr)
 	t.shrinkLocked()
+}
+
+// Bare reports whether an inode is known to have no extended attributes.
+func (t *Tree[A]) Bare(inode dfs.InodeID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.usedAt = time.Now()
+	n := t.nodes[inode]
+	return n != nil && n.bare && t.trustedLocked()
+}
+
+// BareNoMore says that a change that has begun sets an extended attribute.
+func (t *Tree[A]) BareNoMore(inode dfs.InodeID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.nodes[inode]; n != nil {
+		n.bare = false
+	}
 }
 
 // PutName stores what a name stands for, 0 if it is absent, as it came under a lease on the directory.

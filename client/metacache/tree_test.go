@@ -1,6 +1,7 @@
 package metacache
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -8,8 +9,11 @@ import (
 	"dfs/internal/dfs"
 )
 
+// bare of attributes: a "+" stands for extended ones.
+func bare(attr string) bool { return !strings.Contains(attr, "+") }
+
 func trusted(limit int) *Tree[string] {
-	t := NewTree[string](limit, 2*time.Second)
+	t := NewTree(limit, 2*time.Second, bare)
 	t.Answered(time.Now())
 	return t
 }
@@ -36,7 +40,7 @@ func wantName(t *testing.T, tree *Tree[string], name Name, want string) {
 
 func TestTrust(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tree := NewTree[string](100, 2*time.Second)
+		tree := NewTree(100, 2*time.Second, bare)
 		tree.PutAttr(tree.Mark(), 7, "a")
 		wantAttr(t, tree, 7, "") // never answered
 		tree.Answered(time.Now())
@@ -138,6 +142,45 @@ func TestOwnChange(t *testing.T) {
 		wantName(t, tree, Name{20, "x"}, "unknown")
 		if len(tree.attrs) != 0 || len(tree.names) != 0 {
 			t.Fatalf("left over: %v, %v", tree.attrs, tree.names)
+		}
+	})
+}
+
+// That there are no extended attributes stays known while others change, but not when one is set.
+func TestBare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tree := trusted(100)
+		if tree.Bare(7) {
+			t.Fatal("an inode that is not known is bare")
+		}
+		tree.PutAttr(tree.Mark(), 7, "a")
+		tree.Begin([]dfs.InodeID{7}).End(nil, nil)
+		wantAttr(t, tree, 7, "")
+		if !tree.Bare(7) {
+			t.Fatal("not bare after a change of other attributes")
+		}
+		set := tree.Begin([]dfs.InodeID{7})
+		tree.BareNoMore(7)
+		tree.PutAttr(tree.Mark(), 7, "a")
+		if tree.Bare(7) {
+			t.Fatal("bare while an extended attribute is being set")
+		}
+		attr := "a+"
+		set.End(nil, &attr)
+		wantAttr(t, tree, 7, "a+")
+		tree.PutAttr(tree.Mark(), 7, attr)
+		if tree.Bare(7) {
+			t.Fatal("bare with an extended attribute")
+		}
+		tree.PutAttr(tree.Mark(), 8, "a")
+		tree.Drop(8)
+		if tree.Bare(8) {
+			t.Fatal("bare after a recall")
+		}
+		tree.PutAttr(tree.Mark(), 9, "a")
+		time.Sleep(3 * time.Second)
+		if tree.Bare(9) {
+			t.Fatal("bare after trust has ended")
 		}
 	})
 }

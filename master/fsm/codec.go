@@ -291,7 +291,7 @@ func setAttr(a *dfsv1.Attr, id dfs.InodeID, n *namespace.Inode) {
 	a.Inode, a.Mode, a.Uid, a.Gid, a.Nlink, a.Rdev = uint64(id), n.Mode, n.UID, n.GID, n.Nlink, n.Rdev
 	a.Length, a.AtimeNs, a.MtimeNs, a.CtimeNs, a.BtimeNs = n.Length, n.Atime, n.Mtime, n.Ctime, n.Btime
 	a.SymlinkTarget, a.ChunkSize, a.Replication, a.Inline = n.Target, n.ChunkSize(), n.Replication, n.IsRegular() && n.Chunks == 0
-	a.TailOpen, a.Chunks, a.Version = n.TailOpen, n.Chunks, uint64(n.Version)
+	a.TailOpen, a.Chunks, a.Version, a.Xattrs = n.TailOpen, n.Chunks, uint64(n.Version), n.Xattrs
 }
 
 // ConfigOf returns a chunk's configuration; of its servers only the ids are set.

@@ -169,6 +169,7 @@ type Attr struct {
 	Chunks        int64                  `protobuf:"varint,17,opt,name=chunks,proto3" json:"chunks,omitempty"`                                      // index of the last chunk + 1; 0 when inline
 	Version       uint64                 `protobuf:"varint,18,opt,name=version,proto3" json:"version,omitempty"`                                    // Raft index of the last change of these attributes
 	LengthIsBound bool                   `protobuf:"varint,19,opt,name=length_is_bound,json=lengthIsBound,proto3" json:"length_is_bound,omitempty"` // length is a lower bound: the last chunk's primary could not be asked in time
+	Xattrs        uint32                 `protobuf:"varint,20,opt,name=xattrs,proto3" json:"xattrs,omitempty"`                                      // number of extended attributes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -334,6 +335,13 @@ func (x *Attr) GetLengthIsBound() bool {
 		return x.LengthIsBound
 	}
 	return false
+}
+
+func (x *Attr) GetXattrs() uint32 {
+	if x != nil {
+		return x.Xattrs
+	}
+	return 0
 }
 
 // ServerAddr is where a chunkserver answers.
@@ -644,7 +652,7 @@ const file_dfs_v1_common_proto_rawDesc = "" +
 	"\x03Ref\x12\x14\n" +
 	"\x05inode\x18\x01 \x01(\x04R\x05inode\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\fR\x04path\x12\x1b\n" +
-	"\tno_follow\x18\x03 \x01(\bR\bnoFollow\"\xf9\x03\n" +
+	"\tno_follow\x18\x03 \x01(\bR\bnoFollow\"\x91\x04\n" +
 	"\x04Attr\x12\x14\n" +
 	"\x05inode\x18\x01 \x01(\x04R\x05inode\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x10\n" +
@@ -666,7 +674,8 @@ const file_dfs_v1_common_proto_rawDesc = "" +
 	"\ttail_open\x18\x10 \x01(\bR\btailOpen\x12\x16\n" +
 	"\x06chunks\x18\x11 \x01(\x03R\x06chunks\x12\x18\n" +
 	"\aversion\x18\x12 \x01(\x04R\aversion\x12&\n" +
-	"\x0flength_is_bound\x18\x13 \x01(\bR\rlengthIsBound\"b\n" +
+	"\x0flength_is_bound\x18\x13 \x01(\bR\rlengthIsBound\x12\x16\n" +
+	"\x06xattrs\x18\x14 \x01(\rR\x06xattrs\"b\n" +
 	"\n" +
 	"ServerAddr\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\x04R\x06server\x12\x12\n" +

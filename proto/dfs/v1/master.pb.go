@@ -385,9 +385,10 @@ type KeepAliveRequest struct {
 	OpenInodes []uint64               `protobuf:"varint,2,rep,packed,name=open_inodes,json=openInodes,proto3" json:"open_inodes,omitempty"` // first message of a stream: re-announced opens
 	// Of a client that caches. The first message of a stream gives the stream's number, from 1 and rising with every stream of the session: it says that
 	// nothing is cached yet.
-	Cache         uint64 `protobuf:"varint,10,opt,name=cache,proto3" json:"cache,omitempty"`
-	Number        uint64 `protobuf:"varint,11,opt,name=number,proto3" json:"number,omitempty"`     // of this message, if it is to be answered
-	Recalled      uint64 `protobuf:"varint,12,opt,name=recalled,proto3" json:"recalled,omitempty"` // every recall up to this one has been carried out
+	Cache         uint64          `protobuf:"varint,10,opt,name=cache,proto3" json:"cache,omitempty"`
+	Number        uint64          `protobuf:"varint,11,opt,name=number,proto3" json:"number,omitempty"`     // of this message, if it is to be answered
+	Recalled      uint64          `protobuf:"varint,12,opt,name=recalled,proto3" json:"recalled,omitempty"` // every recall up to this one has been carried out
+	Closes        []*CloseRequest `protobuf:"bytes,13,rep,name=closes,proto3" json:"closes,omitempty"`      // handles of the session that have been closed; once this is answered they are not told again
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -455,6 +456,13 @@ func (x *KeepAliveRequest) GetRecalled() uint64 {
 		return x.Recalled
 	}
 	return 0
+}
+
+func (x *KeepAliveRequest) GetCloses() []*CloseRequest {
+	if x != nil {
+		return x.Closes
+	}
+	return nil
 }
 
 type KeepAliveReply struct {
@@ -2225,8 +2233,9 @@ type CloseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
 	Inode         uint64                 `protobuf:"varint,2,opt,name=inode,proto3" json:"inode,omitempty"`
-	Write         bool                   `protobuf:"varint,3,opt,name=write,proto3" json:"write,omitempty"`   // the handle was open for writing
-	Handle        uint64                 `protobuf:"varint,4,opt,name=handle,proto3" json:"handle,omitempty"` // as it was opened
+	Write         bool                   `protobuf:"varint,3,opt,name=write,proto3" json:"write,omitempty"`             // the handle was open for writing
+	Handle        uint64                 `protobuf:"varint,4,opt,name=handle,proto3" json:"handle,omitempty"`           // as it was opened
+	Unannounced   bool                   `protobuf:"varint,5,opt,name=unannounced,proto3" json:"unannounced,omitempty"` // on a keep-alive stream: the handle is not among those that the stream has announced
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2287,6 +2296,13 @@ func (x *CloseRequest) GetHandle() uint64 {
 		return x.Handle
 	}
 	return 0
+}
+
+func (x *CloseRequest) GetUnannounced() bool {
+	if x != nil {
+		return x.Unannounced
+	}
+	return false
 }
 
 type CloseReply struct {
@@ -4207,7 +4223,7 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\x13CloseSessionRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\")\n" +
 	"\x11CloseSessionReply\x12\x14\n" +
-	"\x05index\x18\x01 \x01(\x04R\x05index\"\x97\x01\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\"\xc5\x01\n" +
 	"\x10KeepAliveRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x1f\n" +
 	"\vopen_inodes\x18\x02 \x03(\x04R\n" +
@@ -4215,7 +4231,8 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\x05cache\x18\n" +
 	" \x01(\x04R\x05cache\x12\x16\n" +
 	"\x06number\x18\v \x01(\x04R\x06number\x12\x1a\n" +
-	"\brecalled\x18\f \x01(\x04R\brecalled\"|\n" +
+	"\brecalled\x18\f \x01(\x04R\brecalled\x12,\n" +
+	"\x06closes\x18\r \x03(\v2\x14.dfs.v1.CloseRequestR\x06closes\"|\n" +
 	"\x0eKeepAliveReply\x12\x15\n" +
 	"\x06ttl_ms\x18\x01 \x01(\x03R\x05ttlMs\x12\x16\n" +
 	"\x06number\x18\n" +
@@ -4388,12 +4405,13 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\x05index\x18\x04 \x01(\x04R\x05index\x12\x18\n" +
 	"\acreated\x18\x05 \x01(\bR\acreated\x12\x16\n" +
 	"\x06leased\x18\n" +
-	" \x01(\bR\x06leased\"l\n" +
+	" \x01(\bR\x06leased\"\x8e\x01\n" +
 	"\fCloseRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x14\n" +
 	"\x05inode\x18\x02 \x01(\x04R\x05inode\x12\x14\n" +
 	"\x05write\x18\x03 \x01(\bR\x05write\x12\x16\n" +
-	"\x06handle\x18\x04 \x01(\x04R\x06handle\"\"\n" +
+	"\x06handle\x18\x04 \x01(\x04R\x06handle\x12 \n" +
+	"\vunannounced\x18\x05 \x01(\bR\vunannounced\"\"\n" +
 	"\n" +
 	"CloseReply\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\"\x9e\x01\n" +
@@ -4665,124 +4683,125 @@ var file_dfs_v1_master_proto_goTypes = []any{
 }
 var file_dfs_v1_master_proto_depIdxs = []int32{
 	55, // 0: dfs.v1.MutationHeader.caller:type_name -> dfs.v1.Caller
-	55, // 1: dfs.v1.GetAttrRequest.caller:type_name -> dfs.v1.Caller
-	56, // 2: dfs.v1.GetAttrRequest.ref:type_name -> dfs.v1.Ref
-	57, // 3: dfs.v1.AttrReply.attr:type_name -> dfs.v1.Attr
-	55, // 4: dfs.v1.ReadDirRequest.caller:type_name -> dfs.v1.Caller
-	56, // 5: dfs.v1.ReadDirRequest.ref:type_name -> dfs.v1.Ref
-	57, // 6: dfs.v1.DirEntry.attr:type_name -> dfs.v1.Attr
-	11, // 7: dfs.v1.ReadDirReply.entries:type_name -> dfs.v1.DirEntry
-	57, // 8: dfs.v1.ReadDirReply.dir:type_name -> dfs.v1.Attr
-	55, // 9: dfs.v1.GetXattrRequest.caller:type_name -> dfs.v1.Caller
-	56, // 10: dfs.v1.GetXattrRequest.ref:type_name -> dfs.v1.Ref
-	55, // 11: dfs.v1.ListXattrRequest.caller:type_name -> dfs.v1.Caller
-	56, // 12: dfs.v1.ListXattrRequest.ref:type_name -> dfs.v1.Ref
-	1,  // 13: dfs.v1.CreateRequest.header:type_name -> dfs.v1.MutationHeader
-	56, // 14: dfs.v1.CreateRequest.parent:type_name -> dfs.v1.Ref
-	1,  // 15: dfs.v1.RemoveRequest.header:type_name -> dfs.v1.MutationHeader
-	56, // 16: dfs.v1.RemoveRequest.parent:type_name -> dfs.v1.Ref
-	0,  // 17: dfs.v1.RemoveRequest.what:type_name -> dfs.v1.RemoveRequest.What
-	1,  // 18: dfs.v1.RenameRequest.header:type_name -> dfs.v1.MutationHeader
-	56, // 19: dfs.v1.RenameRequest.old_parent:type_name -> dfs.v1.Ref
-	56, // 20: dfs.v1.RenameRequest.new_parent:type_name -> dfs.v1.Ref
-	1,  // 21: dfs.v1.LinkRequest.header:type_name -> dfs.v1.MutationHeader
-	56, // 22: dfs.v1.LinkRequest.target:type_name -> dfs.v1.Ref
-	56, // 23: dfs.v1.LinkRequest.parent:type_name -> dfs.v1.Ref
-	1,  // 24: dfs.v1.SetAttrRequest.header:type_name -> dfs.v1.MutationHeader
-	56, // 25: dfs.v1.SetAttrRequest.ref:type_name -> dfs.v1.Ref
-	1,  // 26: dfs.v1.TruncateRequest.header:type_name -> dfs.v1.MutationHeader
-	56, // 27: dfs.v1.TruncateRequest.ref:type_name -> dfs.v1.Ref
-	1,  // 28: dfs.v1.SetXattrRequest.header:type_name -> dfs.v1.MutationHeader
-	56, // 29: dfs.v1.SetXattrRequest.ref:type_name -> dfs.v1.Ref
-	1,  // 30: dfs.v1.RemoveXattrRequest.header:type_name -> dfs.v1.MutationHeader
-	56, // 31: dfs.v1.RemoveXattrRequest.ref:type_name -> dfs.v1.Ref
-	55, // 32: dfs.v1.OpenRequest.caller:type_name -> dfs.v1.Caller
-	56, // 33: dfs.v1.OpenRequest.ref:type_name -> dfs.v1.Ref
-	57, // 34: dfs.v1.OpenReply.attr:type_name -> dfs.v1.Attr
-	58, // 35: dfs.v1.OpenReply.chunks:type_name -> dfs.v1.ChunkConfig
-	1,  // 36: dfs.v1.WriteInlineRequest.header:type_name -> dfs.v1.MutationHeader
-	57, // 37: dfs.v1.WriteInlineReply.attr:type_name -> dfs.v1.Attr
-	55, // 38: dfs.v1.GetChunksRequest.caller:type_name -> dfs.v1.Caller
-	58, // 39: dfs.v1.GetChunksReply.chunks:type_name -> dfs.v1.ChunkConfig
-	57, // 40: dfs.v1.GetChunksReply.attr:type_name -> dfs.v1.Attr
-	1,  // 41: dfs.v1.AddChunkRequest.header:type_name -> dfs.v1.MutationHeader
-	58, // 42: dfs.v1.AddChunkReply.chunk:type_name -> dfs.v1.ChunkConfig
-	57, // 43: dfs.v1.AddChunkReply.attr:type_name -> dfs.v1.Attr
-	1,  // 44: dfs.v1.CommitLengthRequest.header:type_name -> dfs.v1.MutationHeader
-	22, // 45: dfs.v1.CommitLengthRequest.rename:type_name -> dfs.v1.RenameRequest
-	58, // 46: dfs.v1.ReportFailureReply.config:type_name -> dfs.v1.ChunkConfig
-	1,  // 47: dfs.v1.LockRequest.header:type_name -> dfs.v1.MutationHeader
-	41, // 48: dfs.v1.LockRequest.lock:type_name -> dfs.v1.LockSpec
-	41, // 49: dfs.v1.AwaitLockRequest.lock:type_name -> dfs.v1.LockSpec
-	41, // 50: dfs.v1.GetLockRequest.lock:type_name -> dfs.v1.LockSpec
-	41, // 51: dfs.v1.GetLockReply.conflict:type_name -> dfs.v1.LockSpec
-	49, // 52: dfs.v1.ClusterReportReply.servers:type_name -> dfs.v1.ServerReport
-	18, // 53: dfs.v1.ClusterReportReply.totals:type_name -> dfs.v1.StatFsReply
-	55, // 54: dfs.v1.FsckRequest.caller:type_name -> dfs.v1.Caller
-	56, // 55: dfs.v1.FsckRequest.ref:type_name -> dfs.v1.Ref
-	53, // 56: dfs.v1.FsckReply.finding:type_name -> dfs.v1.FsckReply.Finding
-	54, // 57: dfs.v1.FsckReply.totals:type_name -> dfs.v1.FsckReply.Totals
-	2,  // 58: dfs.v1.Master.OpenSession:input_type -> dfs.v1.OpenSessionRequest
-	4,  // 59: dfs.v1.Master.CloseSession:input_type -> dfs.v1.CloseSessionRequest
-	6,  // 60: dfs.v1.Master.KeepAlive:input_type -> dfs.v1.KeepAliveRequest
-	8,  // 61: dfs.v1.Master.GetAttr:input_type -> dfs.v1.GetAttrRequest
-	10, // 62: dfs.v1.Master.ReadDir:input_type -> dfs.v1.ReadDirRequest
-	13, // 63: dfs.v1.Master.GetXattr:input_type -> dfs.v1.GetXattrRequest
-	15, // 64: dfs.v1.Master.ListXattr:input_type -> dfs.v1.ListXattrRequest
-	17, // 65: dfs.v1.Master.StatFs:input_type -> dfs.v1.StatFsRequest
-	19, // 66: dfs.v1.Master.Create:input_type -> dfs.v1.CreateRequest
-	20, // 67: dfs.v1.Master.Remove:input_type -> dfs.v1.RemoveRequest
-	22, // 68: dfs.v1.Master.Rename:input_type -> dfs.v1.RenameRequest
-	23, // 69: dfs.v1.Master.Link:input_type -> dfs.v1.LinkRequest
-	24, // 70: dfs.v1.Master.SetAttr:input_type -> dfs.v1.SetAttrRequest
-	25, // 71: dfs.v1.Master.Truncate:input_type -> dfs.v1.TruncateRequest
-	26, // 72: dfs.v1.Master.SetXattr:input_type -> dfs.v1.SetXattrRequest
-	27, // 73: dfs.v1.Master.RemoveXattr:input_type -> dfs.v1.RemoveXattrRequest
-	28, // 74: dfs.v1.Master.Open:input_type -> dfs.v1.OpenRequest
-	30, // 75: dfs.v1.Master.Close:input_type -> dfs.v1.CloseRequest
-	32, // 76: dfs.v1.Master.WriteInline:input_type -> dfs.v1.WriteInlineRequest
-	34, // 77: dfs.v1.Master.GetChunks:input_type -> dfs.v1.GetChunksRequest
-	36, // 78: dfs.v1.Master.AddChunk:input_type -> dfs.v1.AddChunkRequest
-	38, // 79: dfs.v1.Master.CommitLength:input_type -> dfs.v1.CommitLengthRequest
-	39, // 80: dfs.v1.Master.ReportFailure:input_type -> dfs.v1.ReportFailureRequest
-	42, // 81: dfs.v1.Master.Lock:input_type -> dfs.v1.LockRequest
-	44, // 82: dfs.v1.Master.AwaitLock:input_type -> dfs.v1.AwaitLockRequest
-	46, // 83: dfs.v1.Master.GetLock:input_type -> dfs.v1.GetLockRequest
-	48, // 84: dfs.v1.Master.ClusterReport:input_type -> dfs.v1.ClusterReportRequest
-	51, // 85: dfs.v1.Master.Fsck:input_type -> dfs.v1.FsckRequest
-	3,  // 86: dfs.v1.Master.OpenSession:output_type -> dfs.v1.OpenSessionReply
-	5,  // 87: dfs.v1.Master.CloseSession:output_type -> dfs.v1.CloseSessionReply
-	7,  // 88: dfs.v1.Master.KeepAlive:output_type -> dfs.v1.KeepAliveReply
-	9,  // 89: dfs.v1.Master.GetAttr:output_type -> dfs.v1.AttrReply
-	12, // 90: dfs.v1.Master.ReadDir:output_type -> dfs.v1.ReadDirReply
-	14, // 91: dfs.v1.Master.GetXattr:output_type -> dfs.v1.GetXattrReply
-	16, // 92: dfs.v1.Master.ListXattr:output_type -> dfs.v1.ListXattrReply
-	18, // 93: dfs.v1.Master.StatFs:output_type -> dfs.v1.StatFsReply
-	29, // 94: dfs.v1.Master.Create:output_type -> dfs.v1.OpenReply
-	21, // 95: dfs.v1.Master.Remove:output_type -> dfs.v1.RemoveReply
-	9,  // 96: dfs.v1.Master.Rename:output_type -> dfs.v1.AttrReply
-	9,  // 97: dfs.v1.Master.Link:output_type -> dfs.v1.AttrReply
-	9,  // 98: dfs.v1.Master.SetAttr:output_type -> dfs.v1.AttrReply
-	9,  // 99: dfs.v1.Master.Truncate:output_type -> dfs.v1.AttrReply
-	9,  // 100: dfs.v1.Master.SetXattr:output_type -> dfs.v1.AttrReply
-	9,  // 101: dfs.v1.Master.RemoveXattr:output_type -> dfs.v1.AttrReply
-	29, // 102: dfs.v1.Master.Open:output_type -> dfs.v1.OpenReply
-	31, // 103: dfs.v1.Master.Close:output_type -> dfs.v1.CloseReply
-	33, // 104: dfs.v1.Master.WriteInline:output_type -> dfs.v1.WriteInlineReply
-	35, // 105: dfs.v1.Master.GetChunks:output_type -> dfs.v1.GetChunksReply
-	37, // 106: dfs.v1.Master.AddChunk:output_type -> dfs.v1.AddChunkReply
-	9,  // 107: dfs.v1.Master.CommitLength:output_type -> dfs.v1.AttrReply
-	40, // 108: dfs.v1.Master.ReportFailure:output_type -> dfs.v1.ReportFailureReply
-	43, // 109: dfs.v1.Master.Lock:output_type -> dfs.v1.LockReply
-	45, // 110: dfs.v1.Master.AwaitLock:output_type -> dfs.v1.AwaitLockReply
-	47, // 111: dfs.v1.Master.GetLock:output_type -> dfs.v1.GetLockReply
-	50, // 112: dfs.v1.Master.ClusterReport:output_type -> dfs.v1.ClusterReportReply
-	52, // 113: dfs.v1.Master.Fsck:output_type -> dfs.v1.FsckReply
-	86, // [86:114] is the sub-list for method output_type
-	58, // [58:86] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	30, // 1: dfs.v1.KeepAliveRequest.closes:type_name -> dfs.v1.CloseRequest
+	55, // 2: dfs.v1.GetAttrRequest.caller:type_name -> dfs.v1.Caller
+	56, // 3: dfs.v1.GetAttrRequest.ref:type_name -> dfs.v1.Ref
+	57, // 4: dfs.v1.AttrReply.attr:type_name -> dfs.v1.Attr
+	55, // 5: dfs.v1.ReadDirRequest.caller:type_name -> dfs.v1.Caller
+	56, // 6: dfs.v1.ReadDirRequest.ref:type_name -> dfs.v1.Ref
+	57, // 7: dfs.v1.DirEntry.attr:type_name -> dfs.v1.Attr
+	11, // 8: dfs.v1.ReadDirReply.entries:type_name -> dfs.v1.DirEntry
+	57, // 9: dfs.v1.ReadDirReply.dir:type_name -> dfs.v1.Attr
+	55, // 10: dfs.v1.GetXattrRequest.caller:type_name -> dfs.v1.Caller
+	56, // 11: dfs.v1.GetXattrRequest.ref:type_name -> dfs.v1.Ref
+	55, // 12: dfs.v1.ListXattrRequest.caller:type_name -> dfs.v1.Caller
+	56, // 13: dfs.v1.ListXattrRequest.ref:type_name -> dfs.v1.Ref
+	1,  // 14: dfs.v1.CreateRequest.header:type_name -> dfs.v1.MutationHeader
+	56, // 15: dfs.v1.CreateRequest.parent:type_name -> dfs.v1.Ref
+	1,  // 16: dfs.v1.RemoveRequest.header:type_name -> dfs.v1.MutationHeader
+	56, // 17: dfs.v1.RemoveRequest.parent:type_name -> dfs.v1.Ref
+	0,  // 18: dfs.v1.RemoveRequest.what:type_name -> dfs.v1.RemoveRequest.What
+	1,  // 19: dfs.v1.RenameRequest.header:type_name -> dfs.v1.MutationHeader
+	56, // 20: dfs.v1.RenameRequest.old_parent:type_name -> dfs.v1.Ref
+	56, // 21: dfs.v1.RenameRequest.new_parent:type_name -> dfs.v1.Ref
+	1,  // 22: dfs.v1.LinkRequest.header:type_name -> dfs.v1.MutationHeader
+	56, // 23: dfs.v1.LinkRequest.target:type_name -> dfs.v1.Ref
+	56, // 24: dfs.v1.LinkRequest.parent:type_name -> dfs.v1.Ref
+	1,  // 25: dfs.v1.SetAttrRequest.header:type_name -> dfs.v1.MutationHeader
+	56, // 26: dfs.v1.SetAttrRequest.ref:type_name -> dfs.v1.Ref
+	1,  // 27: dfs.v1.TruncateRequest.header:type_name -> dfs.v1.MutationHeader
+	56, // 28: dfs.v1.TruncateRequest.ref:type_name -> dfs.v1.Ref
+	1,  // 29: dfs.v1.SetXattrRequest.header:type_name -> dfs.v1.MutationHeader
+	56, // 30: dfs.v1.SetXattrRequest.ref:type_name -> dfs.v1.Ref
+	1,  // 31: dfs.v1.RemoveXattrRequest.header:type_name -> dfs.v1.MutationHeader
+	56, // 32: dfs.v1.RemoveXattrRequest.ref:type_name -> dfs.v1.Ref
+	55, // 33: dfs.v1.OpenRequest.caller:type_name -> dfs.v1.Caller
+	56, // 34: dfs.v1.OpenRequest.ref:type_name -> dfs.v1.Ref
+	57, // 35: dfs.v1.OpenReply.attr:type_name -> dfs.v1.Attr
+	58, // 36: dfs.v1.OpenReply.chunks:type_name -> dfs.v1.ChunkConfig
+	1,  // 37: dfs.v1.WriteInlineRequest.header:type_name -> dfs.v1.MutationHeader
+	57, // 38: dfs.v1.WriteInlineReply.attr:type_name -> dfs.v1.Attr
+	55, // 39: dfs.v1.GetChunksRequest.caller:type_name -> dfs.v1.Caller
+	58, // 40: dfs.v1.GetChunksReply.chunks:type_name -> dfs.v1.ChunkConfig
+	57, // 41: dfs.v1.GetChunksReply.attr:type_name -> dfs.v1.Attr
+	1,  // 42: dfs.v1.AddChunkRequest.header:type_name -> dfs.v1.MutationHeader
+	58, // 43: dfs.v1.AddChunkReply.chunk:type_name -> dfs.v1.ChunkConfig
+	57, // 44: dfs.v1.AddChunkReply.attr:type_name -> dfs.v1.Attr
+	1,  // 45: dfs.v1.CommitLengthRequest.header:type_name -> dfs.v1.MutationHeader
+	22, // 46: dfs.v1.CommitLengthRequest.rename:type_name -> dfs.v1.RenameRequest
+	58, // 47: dfs.v1.ReportFailureReply.config:type_name -> dfs.v1.ChunkConfig
+	1,  // 48: dfs.v1.LockRequest.header:type_name -> dfs.v1.MutationHeader
+	41, // 49: dfs.v1.LockRequest.lock:type_name -> dfs.v1.LockSpec
+	41, // 50: dfs.v1.AwaitLockRequest.lock:type_name -> dfs.v1.LockSpec
+	41, // 51: dfs.v1.GetLockRequest.lock:type_name -> dfs.v1.LockSpec
+	41, // 52: dfs.v1.GetLockReply.conflict:type_name -> dfs.v1.LockSpec
+	49, // 53: dfs.v1.ClusterReportReply.servers:type_name -> dfs.v1.ServerReport
+	18, // 54: dfs.v1.ClusterReportReply.totals:type_name -> dfs.v1.StatFsReply
+	55, // 55: dfs.v1.FsckRequest.caller:type_name -> dfs.v1.Caller
+	56, // 56: dfs.v1.FsckRequest.ref:type_name -> dfs.v1.Ref
+	53, // 57: dfs.v1.FsckReply.finding:type_name -> dfs.v1.FsckReply.Finding
+	54, // 58: dfs.v1.FsckReply.totals:type_name -> dfs.v1.FsckReply.Totals
+	2,  // 59: dfs.v1.Master.OpenSession:input_type -> dfs.v1.OpenSessionRequest
+	4,  // 60: dfs.v1.Master.CloseSession:input_type -> dfs.v1.CloseSessionRequest
+	6,  // 61: dfs.v1.Master.KeepAlive:input_type -> dfs.v1.KeepAliveRequest
+	8,  // 62: dfs.v1.Master.GetAttr:input_type -> dfs.v1.GetAttrRequest
+	10, // 63: dfs.v1.Master.ReadDir:input_type -> dfs.v1.ReadDirRequest
+	13, // 64: dfs.v1.Master.GetXattr:input_type -> dfs.v1.GetXattrRequest
+	15, // 65: dfs.v1.Master.ListXattr:input_type -> dfs.v1.ListXattrRequest
+	17, // 66: dfs.v1.Master.StatFs:input_type -> dfs.v1.StatFsRequest
+	19, // 67: dfs.v1.Master.Create:input_type -> dfs.v1.CreateRequest
+	20, // 68: dfs.v1.Master.Remove:input_type -> dfs.v1.RemoveRequest
+	22, // 69: dfs.v1.Master.Rename:input_type -> dfs.v1.RenameRequest
+	23, // 70: dfs.v1.Master.Link:input_type -> dfs.v1.LinkRequest
+	24, // 71: dfs.v1.Master.SetAttr:input_type -> dfs.v1.SetAttrRequest
+	25, // 72: dfs.v1.Master.Truncate:input_type -> dfs.v1.TruncateRequest
+	26, // 73: dfs.v1.Master.SetXattr:input_type -> dfs.v1.SetXattrRequest
+	27, // 74: dfs.v1.Master.RemoveXattr:input_type -> dfs.v1.RemoveXattrRequest
+	28, // 75: dfs.v1.Master.Open:input_type -> dfs.v1.OpenRequest
+	30, // 76: dfs.v1.Master.Close:input_type -> dfs.v1.CloseRequest
+	32, // 77: dfs.v1.Master.WriteInline:input_type -> dfs.v1.WriteInlineRequest
+	34, // 78: dfs.v1.Master.GetChunks:input_type -> dfs.v1.GetChunksRequest
+	36, // 79: dfs.v1.Master.AddChunk:input_type -> dfs.v1.AddChunkRequest
+	38, // 80: dfs.v1.Master.CommitLength:input_type -> dfs.v1.CommitLengthRequest
+	39, // 81: dfs.v1.Master.ReportFailure:input_type -> dfs.v1.ReportFailureRequest
+	42, // 82: dfs.v1.Master.Lock:input_type -> dfs.v1.LockRequest
+	44, // 83: dfs.v1.Master.AwaitLock:input_type -> dfs.v1.AwaitLockRequest
+	46, // 84: dfs.v1.Master.GetLock:input_type -> dfs.v1.GetLockRequest
+	48, // 85: dfs.v1.Master.ClusterReport:input_type -> dfs.v1.ClusterReportRequest
+	51, // 86: dfs.v1.Master.Fsck:input_type -> dfs.v1.FsckRequest
+	3,  // 87: dfs.v1.Master.OpenSession:output_type -> dfs.v1.OpenSessionReply
+	5,  // 88: dfs.v1.Master.CloseSession:output_type -> dfs.v1.CloseSessionReply
+	7,  // 89: dfs.v1.Master.KeepAlive:output_type -> dfs.v1.KeepAliveReply
+	9,  // 90: dfs.v1.Master.GetAttr:output_type -> dfs.v1.AttrReply
+	12, // 91: dfs.v1.Master.ReadDir:output_type -> dfs.v1.ReadDirReply
+	14, // 92: dfs.v1.Master.GetXattr:output_type -> dfs.v1.GetXattrReply
+	16, // 93: dfs.v1.Master.ListXattr:output_type -> dfs.v1.ListXattrReply
+	18, // 94: dfs.v1.Master.StatFs:output_type -> dfs.v1.StatFsReply
+	29, // 95: dfs.v1.Master.Create:output_type -> dfs.v1.OpenReply
+	21, // 96: dfs.v1.Master.Remove:output_type -> dfs.v1.RemoveReply
+	9,  // 97: dfs.v1.Master.Rename:output_type -> dfs.v1.AttrReply
+	9,  // 98: dfs.v1.Master.Link:output_type -> dfs.v1.AttrReply
+	9,  // 99: dfs.v1.Master.SetAttr:output_type -> dfs.v1.AttrReply
+	9,  // 100: dfs.v1.Master.Truncate:output_type -> dfs.v1.AttrReply
+	9,  // 101: dfs.v1.Master.SetXattr:output_type -> dfs.v1.AttrReply
+	9,  // 102: dfs.v1.Master.RemoveXattr:output_type -> dfs.v1.AttrReply
+	29, // 103: dfs.v1.Master.Open:output_type -> dfs.v1.OpenReply
+	31, // 104: dfs.v1.Master.Close:output_type -> dfs.v1.CloseReply
+	33, // 105: dfs.v1.Master.WriteInline:output_type -> dfs.v1.WriteInlineReply
+	35, // 106: dfs.v1.Master.GetChunks:output_type -> dfs.v1.GetChunksReply
+	37, // 107: dfs.v1.Master.AddChunk:output_type -> dfs.v1.AddChunkReply
+	9,  // 108: dfs.v1.Master.CommitLength:output_type -> dfs.v1.AttrReply
+	40, // 109: dfs.v1.Master.ReportFailure:output_type -> dfs.v1.ReportFailureReply
+	43, // 110: dfs.v1.Master.Lock:output_type -> dfs.v1.LockReply
+	45, // 111: dfs.v1.Master.AwaitLock:output_type -> dfs.v1.AwaitLockReply
+	47, // 112: dfs.v1.Master.GetLock:output_type -> dfs.v1.GetLockReply
+	50, // 113: dfs.v1.Master.ClusterReport:output_type -> dfs.v1.ClusterReportReply
+	52, // 114: dfs.v1.Master.Fsck:output_type -> dfs.v1.FsckReply
+	87, // [87:115] is the sub-list for method output_type
+	59, // [59:87] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_dfs_v1_master_proto_init() }
