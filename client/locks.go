@@ -50,18 +50,9 @@ func (s *LockSpec) message() *dfsv1.LockSpec {
 	}
 }
 
-// Granted says what is known of a lock that was set.
-type Granted struct {
-	// Token is the fencing token: the index of the grant in the cluster's log. Of two locks that exclude one another the later has the greater.
-	Token dfs.Index
-	// Version is that of the file's attributes; OthersWrite tells whether other clients may have it open for writing. Together they tell whether what is remembered
-	// of the file is out of date.
-	Version     dfs.Index
-	OthersWrite bool
-}
-
 // Lock takes a lock on the whole file (flock), in place of what this File has, and waits for as long as ctx lives while others have locks that exclude it. It
-// returns the fencing token (Granted). Waiters are served in the order in which they came.
+// returns the fencing token: the index of the grant in the cluster's log. Of two locks that exclude one another the later has the greater. Waiters are served in the order in which they
+// came.
 //
 // The lock is held by the cluster for this client's session, until Unlock, Close of this File, the end of the client, or the loss of its session. After a
 // loss another client may have the lock: writing, locking and unlocking through files that were open then fail with ErrLocksLost, until
@@ -74,14 +65,12 @@ type Granted struct {
 //
 // Errors: ErrWouldBlock never; ErrNoLocks at a limit; ErrLocksLost; ErrClosed.
 func (f *File) Lock(ctx context.Context, mode LockMode) (dfs.Index, error) {
-	g, err := f.SetLock(ctx, LockSpec{Kind: WholeFile, Owner: f.owner, Mode: mode}, true)
-	return g.Token, err
+	return f.SetLock(ctx, LockSpec{Kind: WholeFile, Owner: f.owner, Mode: mode}, true)
 }
 
 // TryLock is Lock without waiting: ErrWouldBlock when another has a lock that excludes it. What this File has stays then.
 func (f *File) TryLock(ctx context.Context, mode LockMode) (dfs.Index, error) {
-	g, err := f.SetLock(ctx, LockSpec{Kind: WholeFile, Owner: f.owner, Mode: mode}, false)
-	return g.Token, err
+	return f.SetLock(ctx, LockSpec{Kind: WholeFile, Owner: f.owner, Mode: mode}, false)
 }
 
 // Unlock gives up this File's lock on the whole file; none is success. What was written through this File before is seen by who locks it next.
@@ -93,14 +82,12 @@ func (f *File) Unlock(ctx context.Context) error {
 // there, and waiting for as long as ctx lives. A shared lock needs a file that is open for reading, an exclusive one a file that is open for writing: ErrBadHandle. ErrDeadlock
 // when the owner of a lock in the way waits, directly or not, for one of this File's. Else as Lock.
 func (f *File) LockRange(ctx context.Context, mode LockMode, first, last int64) (dfs.Index, error) {
-	g, err := f.SetLock(ctx, LockSpec{Kind: ByteRange, Owner: f.owner, Mode: mode, First: first, Last: last}, true)
-	return g.Token, err
+	return f.SetLock(ctx, LockSpec{Kind: ByteRange, Owner: f.owner, Mode: mode, First: first, Last: last}, true)
 }
 
 // TryLockRange is LockRange without waiting: ErrWouldBlock when another has a lock that excludes it.
 func (f *File) TryLockRange(ctx context.Context, mode LockMode, first, last int64) (dfs.Index, error) {
-	g, err := f.SetLock(ctx, LockSpec{Kind: ByteRange, Owner: f.owner, Mode: mode, First: first, Last: last}, false)
-	return g.Token, err
+	return f.SetLock(ctx, LockSpec{Kind: ByteRange, Owner: f.owner, Mode: mode, First: first, Last: last}, false)
 }
 
 // UnlockRange gives up what this File has locked of the bytes from first to last, inclusive.
@@ -109,17 +96,17 @@ func (f *File) UnlockRange(ctx context.Context, first, last int64) error {
 }
 
 // SetLock is Lock and LockRange, or without wait TryLock and TryLockRange, for an explicit owner.
-func (f *File) SetLock(ctx context.Context, s LockSpec, wait bool) (Granted, error) {
-	g, err := f.setLock(ctx, s, wait)
-	return g, pathErr("lock", f.name, err)
+func (f *File) SetLock(ctx context.Context, s LockSpec, wait bool) (dfs.Index, error) {
+	token, err := f.setLock(ctx, s, wait)
+	return token, pathErr("lock", f.name, err)
 }
 
-func (f *File) setLock(ctx context.Context, s LockSpec, wait bool) (Granted, error) {
+func (f *File) setLock(ctx context.Context, s LockSpec, wait bool) (dfs.Index, error) {
 	if err := f.use("lock"); err != nil {
-		return Granted{}, err
+		return 0, err
 	}
 	if access := f.flag & accessMask; s.Kind == ByteRange && (s.Mode == SharedLock && access == os.O_WRONLY || s.Mode == ExclusiveLock && access == os.O_RDONLY) {
-		return Granted{}, dfserr.ErrBadHandle
+		return 0, dfserr.ErrBadHandle
 	}
 	number, place := randomID(), lockPlace{}
 	defer func() { f.c.leaveLockQueue(place) }()
@@ -129,15 +116,15 @@ func (f *File) setLock(ctx context.Context, s LockSpec, wait bool) (Granted, err
 			place = lockPlace{}
 			f.changed()
 			f.c.cache.InvalidateFrom(f.inode, 0)
-			return Granted{dfs.Index(o.reply.GetIndex()), dfs.Index(o.reply.GetVersion()), o.reply.GetOtherWriters()}, nil
+			return dfs.Index(o.reply.GetIndex()), nil
 		}
 		if !wait || !errors.Is(o.err, dfserr.ErrWouldBlock) {
-			return Granted{}, o.err
+			return 0, o.err
 		}
 		if s.Kind == WholeFile && f.c.locks.count(s.key(f.inode)) > 0 {
 			// As flock(2): two that share and both want more would else wait for one another.
 			if err := f.clearLock(ctx, s); err != nil {
-				return Granted{}, err
+				return 0, err
 			}
 		}
 		place = lockPlace{o.e, number}
@@ -148,7 +135,7 @@ func (f *File) setLock(ctx context.Context, s LockSpec, wait bool) (Granted, err
 			continue
 		}
 		if err != nil {
-			return Granted{}, err
+			return 0, err
 		}
 	}
 }

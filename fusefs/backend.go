@@ -60,7 +60,7 @@ type File interface {
 
 	// SetLock takes a lock in place of what its owner has within the range; with wait it waits until ctx ends while others have locks in the way. What is
 	// read afterwards is what they wrote before they unlocked.
-	SetLock(ctx context.Context, l Lock, wait bool) (Seen, error)
+	SetLock(ctx context.Context, l Lock, wait bool) error
 	// Unlock gives up what the owner has within the range.
 	Unlock(ctx context.Context, l Lock) error
 	// ReleaseLocks gives up everything of one kind that an owner has locked of the file, also after Close.
@@ -78,12 +78,6 @@ type Lock struct {
 	PID         uint32
 	Exclusive   bool
 	First, Last int64
-}
-
-// Seen is what is known of a file when a lock on it was taken.
-type Seen struct {
-	Version uint64 // of its attributes
-	Shared  bool   // others may have it open for writing
 }
 
 // Caller is on whose behalf the kernel asks.

@@ -18,13 +18,60 @@ import (
 // locks (F_OFD_SETLK) look the same, with a number that no FLUSH names: they end with the RELEASE of the handle they were taken through.
 
 // lockOwners remembers which owners have POSIX locks, perhaps, and through which handles they took them.
+//
+// It also knows the files of which locks are being given up. The kernel does not wait for the answer to a RELEASE, nor a process that was killed for that to its FLUSH; but who locks a
+// file after that process has ended must find it free. So locking waits for what was read before it.
 type lockOwners struct {
-	mu sync.Mutex
+	mu      sync.Mutex
+	closing map[dfs.InodeID]*closing // guarded by mu
+
 	of map[dfs.InodeID]map[fuse.LockOwner]map[fuse.HandleID]struct{} // guarded by mu; nothing in it is empty
 }
 
+// closing is a file of which locks are being given up.
+type closing struct {
+	n    int           // guarded by lockOwners.mu
+	over chan struct{} // closed when n has become 0
+}
+
 func newLockOwners() *lockOwners {
-	return &lockOwners{of: map[dfs.InodeID]map[fuse.LockOwner]map[fuse.HandleID]struct{}{}}
+	return &lockOwners{closing: map[dfs.InodeID]*closing{}, of: map[dfs.InodeID]map[fuse.LockOwner]map[fuse.HandleID]struct{}{}}
+}
+
+// begin notes that locks of a file are being given up, until done.
+func (o *lockOwners) begin(inode dfs.InodeID) (done func()) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	c := o.closing[inode]
+	if c == nil {
+		c = &closing{over: make(chan struct{})}
+		o.closing[inode] = c
+	}
+	c.n++
+	return func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if c.n--; c.n == 0 {
+			delete(o.closing, inode)
+			close(c.over)
+		}
+	}
+}
+
+// settled waits until no locks of a file are being given up.
+func (o *lockOwners) settled(ctx context.Context, inode dfs.InodeID) error {
+	o.mu.Lock()
+	c := o.closing[inode]
+	o.mu.Unlock()
+	if c == nil {
+		return nil
+	}
+	select {
+	case <-c.over:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // note remembers an owner that is about to lock.
@@ -116,11 +163,15 @@ func (s *Server) setLock(ctx context.Context, r *fuse.LockRequest, wait bool) er
 	} else {
 		s.owners.note(h.inode, r.LockOwner, r.Handle)
 	}
-	seen, err := h.file.SetLock(ctx, l, wait)
-	if err != nil {
+	if err := s.owners.settled(ctx, h.inode); err != nil {
 		return err
 	}
-	if s.pages.stale(h.inode, seen) {
+	if err := h.file.SetLock(ctx, l, wait); err != nil {
+		return err
+	}
+	// Reads through a handle would find out by themselves that the pages are old; those through a mapping do not ask.
+	a, shared, err := s.backend.GetAttrShared(ctx, h.inode)
+	if err != nil || !s.pages.good(&a, shared, s.backend.Lease(h.inode)) {
 		s.dropPages(r.Node, h.inode)
 	}
 	r.Respond()
@@ -157,6 +208,9 @@ func (s *Server) queryLock(ctx context.Context, r *fuse.QueryLockRequest) error 
 	if err != nil {
 		return err
 	}
+	if err := s.owners.settled(ctx, h.inode); err != nil {
+		return err
+	}
 	l, err := h.file.TestLock(ctx, *lockIn(r))
 	if err != nil {
 		return err
@@ -178,8 +232,9 @@ func (s *Server) releaseOwner(ctx context.Context, h *fileHandle, owner fuse.Loc
 	if !s.owners.flushed(h.inode, owner) {
 		return nil
 	}
-	done := make(chan error, 1)
+	done, over := make(chan error, 1), s.owners.begin(h.inode)
 	s.wg.Go(func() {
+		defer over()
 		err := h.file.ReleaseLocks(context.WithoutCancel(ctx), false, uint64(owner))
 		if err != nil {
 			s.log.Warn("giving up locks of a file", "inode", h.inode, "error", err)

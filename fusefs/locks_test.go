@@ -115,7 +115,7 @@ func obey(files map[string]int, c []string) (string, error) {
 	case "read":
 		b := make([]byte, 100)
 		n, err := unix.Pread(fd, b, 0)
-		return "text " + string(b[:max(n, 0)]), err
+		return "text " + strings.TrimRight(string(b[:max(n, 0)]), "\x00"), err
 	case "write":
 		_, err := unix.Pwrite(fd, []byte(c[2]), 0)
 		return "ok", err
@@ -532,6 +532,40 @@ var processLockCases = []struct {
 			t.Fatal(got)
 		}
 	}},
+	{name: "locks are free when their process has been waited for", run: func(t *testing.T, e *lockEnv) {
+		f, err := os.OpenFile(e.a, os.O_RDWR|os.O_CREATE, 0o666)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for range 5 {
+			a := e.opened(e.a)
+			a.do("ok", "flock f ex nb")
+			a.do("ok", "set f w 0 0")
+			a.kill()
+			if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.FcntlFlock(f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), unix.FcntlFlock(f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}},
+	{name: "a killed child's range goes although its parent has the file open", run: func(t *testing.T, e *lockEnv) {
+		f, err := os.OpenFile(e.a, os.O_RDWR|os.O_CREATE, 0o666)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		child, b := lockerWith(t, f), e.opened(e.b)
+		child.do("ok", "set inherited w 0 10")
+		b.do("error EAGAIN", "set f r 5 1")
+		child.kill()
+		b.soon("ok", "set f r 5 1")
+	}},
 	{name: "one that is killed while it waits", run: func(t *testing.T, e *lockEnv) {
 		a, b := e.two()
 		c := e.opened(e.b)
@@ -736,6 +770,9 @@ func TestLocksOfAMountThatIsGone(t *testing.T) {
 		a, aPart := mount(t)
 		name := strings.NewReplacer("/", "_", " ", "_").Replace(t.Name())
 		e := &lockEnv{t: t, a: filepath.Join(a, name), b: filepath.Join(b, name)}
+		if err := os.WriteFile(e.b, make([]byte, 100_000), 0o644); err != nil { // too long for its inode
+			t.Fatal(err)
+		}
 		la, lb = e.two()
 		la.do("ok", "write f first")
 		la.do("ok", "flock f ex")
@@ -745,13 +782,16 @@ func TestLocksOfAMountThatIsGone(t *testing.T) {
 		return aPart, la, lb, e.a
 	}
 	t.Run("killed", func(t *testing.T) {
-		aPart, _, lb, _ := two(t)
+		aPart, la, lb, _ := two(t)
+		lb.do("text first", "mapped f")
+		la.do("ok", "write f later")
 		began := time.Now()
 		lb.block("flock f ex")
 		aPart.kill()
 		if got := lb.answer(); got != "ok" {
 			t.Fatal(got)
 		}
+		lb.do("text later", "mapped f")
 		lb.do("ok", "wait f w 0 0")
 		t.Logf("free after %v; sessions live %v", time.Since(began), ttl)
 	})

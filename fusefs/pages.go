@@ -107,13 +107,17 @@ func (p *pages) truth(a *Attr) {
 	}
 }
 
-// stale reports whether the kernel's pages of a file may be out of date, going by what was seen when a lock was taken. Reads through a handle would find out by
-// themselves; those through a mapping do not ask.
-func (p *pages) stale(inode dfs.InodeID, seen Seen) bool {
+// good reports whether the kernel's pages of a file are certainly up to date, going by what has just been learnt of it.
+func (p *pages) good(a *Attr, shared bool, lease uint64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	f := p.files[inode]
-	return f == nil || !f.read || seen.Shared || f.shared || f.version != seen.Version
+	f := p.files[a.Inode]
+	return f != nil && f.goodLocked(a, shared, lease)
+}
+
+// goodLocked: only this mount has written the file since the last read, and it puts the bytes there.
+func (f *pageFile) goodLocked(a *Attr, shared bool, lease uint64) bool {
+	return !shared && !f.shared && f.read && f.version == a.Version && (f.lease == 0 || f.lease == lease)
 }
 
 // beforeRead changes a's mtime to what the kernel must be told before it reads.
@@ -125,7 +129,7 @@ func (p *pages) beforeRead(a *Attr, shared bool, lease uint64) {
 		return
 	}
 	switch first := !f.read; {
-	case !shared && !f.shared && f.read && f.version == a.Version && (f.lease == 0 || f.lease == lease):
+	case f.goodLocked(a, shared, lease):
 		a.MtimeNS = f.told
 	case first && !shared:
 		// Opening has dropped the pages of earlier opens.

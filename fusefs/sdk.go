@@ -365,9 +365,9 @@ func spec(l Lock) client.LockSpec {
 	return out
 }
 
-func (h *sdkFile) SetLock(ctx context.Context, l Lock, wait bool) (Seen, error) {
-	g, err := h.f.SetLock(ctx, spec(l), wait)
-	return Seen{Version: uint64(g.Version), Shared: g.OthersWrite}, err
+func (h *sdkFile) SetLock(ctx context.Context, l Lock, wait bool) error {
+	_, err := h.f.SetLock(ctx, spec(l), wait)
+	return err
 }
 
 func (h *sdkFile) Unlock(ctx context.Context, l Lock) error {

@@ -157,13 +157,22 @@ func (s *Server) dispatch(ctx context.Context, r fuse.Request) {
 	}
 	s.walked.seen(r)
 	opCtx, done := s.requestContext(ctx, r)
-	if _, ok := r.(*fuse.LockWaitRequest); ok {
-		// It takes no slot: if all were taken by those who wait, nobody could unlock.
+	if r, ok := r.(*fuse.ReleaseRequest); ok && !r.Dir {
+		if h, err := s.file(r.Handle); err == nil {
+			done = s.owners.begin(h.inode) // now, while requests are in their order
+		}
+	}
+	givenUp := opCtx.Done()
+	switch r.(type) {
+	case *fuse.LockRequest, *fuse.LockWaitRequest, *fuse.QueryLockRequest:
+		// They take no slot: if all were taken by those who wait, nobody could unlock.
 		s.wg.Go(func() {
 			defer done()
 			s.answer(opCtx, r)
 		})
 		return
+	case *fuse.FlushRequest:
+		givenUp = nil // also a process that is dying gives up its locks
 	}
 	s.wg.Go(func() {
 		defer done()
@@ -171,7 +180,7 @@ func (s *Server) dispatch(ctx context.Context, r fuse.Request) {
 		select {
 		case s.slots <- struct{}{}:
 			defer func() { <-s.slots }()
-		case <-opCtx.Done():
+		case <-givenUp:
 			r.RespondError(interrupted)
 			return
 		}

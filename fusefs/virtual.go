@@ -223,13 +223,11 @@ func (noWrites) WriteAt(context.Context, []byte, int64) error { return dfserr.Er
 func (noWrites) Append(context.Context, []byte) (int64, error) {
 	return 0, dfserr.ErrNotPermitted
 }
-func (noWrites) Zero(context.Context, int64, int64) error { return dfserr.ErrNotPermitted }
-func (noWrites) Flush(context.Context) error              { return nil }
-func (noWrites) Sync(context.Context) error               { return nil }
-func (noWrites) Close(context.Context) error              { return nil }
-func (noWrites) SetLock(context.Context, Lock, bool) (Seen, error) {
-	return Seen{}, dfserr.ErrNotPermitted
-}
+func (noWrites) Zero(context.Context, int64, int64) error         { return dfserr.ErrNotPermitted }
+func (noWrites) Flush(context.Context) error                      { return nil }
+func (noWrites) Sync(context.Context) error                       { return nil }
+func (noWrites) Close(context.Context) error                      { return nil }
+func (noWrites) SetLock(context.Context, Lock, bool) error        { return dfserr.ErrNotPermitted }
 func (noWrites) Unlock(context.Context, Lock) error               { return nil }
 func (noWrites) ReleaseLocks(context.Context, bool, uint64) error { return nil }
 func (noWrites) TestLock(context.Context, Lock) (*Lock, error)    { return nil, nil }

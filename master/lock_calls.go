@@ -46,16 +46,7 @@ func (l *leader) lock(ctx context.Context, r *dfsv1.LockRequest) (*dfsv1.LockRep
 	if err != nil {
 		return nil, err
 	}
-	reply := &dfsv1.LockReply{Index: res.GetIndex(), Held: res.GetLocksHeld()}
-	if r.GetUnlock() {
-		return reply, nil
-	}
-	n, err := l.inode(inode)
-	if err != nil {
-		return nil, err
-	}
-	reply.Version, reply.OtherWriters = uint64(n.Version), l.sessions.othersWrite(session, inode)
-	return reply, nil
+	return &dfsv1.LockReply{Index: res.GetIndex(), Held: res.GetLocksHeld()}, nil
 }
 
 // answerTime is how long before the caller's deadline a wait is answered; a caller in a greater hurry hears of its deadline.

@@ -3212,10 +3212,8 @@ func (x *LockRequest) GetPatient() bool {
 
 type LockReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`                                   // of the grant: its fencing token
-	Held          int64                  `protobuf:"varint,2,opt,name=held,proto3" json:"held,omitempty"`                                     // locks of the kind that the owner has on the file now
-	Version       uint64                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`                               // of the file's attributes: has it changed?
-	OtherWriters  bool                   `protobuf:"varint,4,opt,name=other_writers,json=otherWriters,proto3" json:"other_writers,omitempty"` // as of GetAttr
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"` // of the grant: its fencing token
+	Held          int64                  `protobuf:"varint,2,opt,name=held,proto3" json:"held,omitempty"`   // locks of the kind that the owner has on the file now
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3262,20 +3260,6 @@ func (x *LockReply) GetHeld() int64 {
 		return x.Held
 	}
 	return 0
-}
-
-func (x *LockReply) GetVersion() uint64 {
-	if x != nil {
-		return x.Version
-	}
-	return 0
-}
-
-func (x *LockReply) GetOtherWriters() bool {
-	if x != nil {
-		return x.OtherWriters
-	}
-	return false
 }
 
 type AwaitLockRequest struct {
@@ -4487,12 +4471,10 @@ const file_dfs_v1_master_proto_rawDesc = "" +
 	"\x04lock\x18\x03 \x01(\v2\x10.dfs.v1.LockSpecR\x04lock\x12\x16\n" +
 	"\x06unlock\x18\x04 \x01(\bR\x06unlock\x12\x12\n" +
 	"\x04wait\x18\x05 \x01(\x04R\x04wait\x12\x18\n" +
-	"\apatient\x18\x06 \x01(\bR\apatient\"t\n" +
+	"\apatient\x18\x06 \x01(\bR\apatient\"A\n" +
 	"\tLockReply\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
-	"\x04held\x18\x02 \x01(\x03R\x04held\x12\x18\n" +
-	"\aversion\x18\x03 \x01(\x04R\aversion\x12#\n" +
-	"\rother_writers\x18\x04 \x01(\bR\fotherWriters\"\x92\x01\n" +
+	"\x04held\x18\x02 \x01(\x03R\x04heldJ\x04\b\x03\x10\x04J\x04\b\x04\x10\x05\"\x92\x01\n" +
 	"\x10AwaitLockRequest\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x14\n" +
 	"\x05inode\x18\x02 \x01(\x04R\x05inode\x12$\n" +
