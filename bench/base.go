@@ -151,7 +151,7 @@ func baseUnary(callers, replyBytes int) func(context.Context, *env) (float64, er
 		}
 		defer conn.Close()
 		request := wrapperspb.Bytes(make([]byte, 64))
-		return callRate(ctx, callers, e.window, func(ctx context.Context, _, _ int) error {
+		return e.callRate(ctx, callers, func(ctx context.Context, _, _ int) error {
 			return conn.Invoke(ctx, "/bench.Unary/Call", request, &wrapperspb.BytesValue{})
 		})
 	}
@@ -201,19 +201,20 @@ func baseCopyTree(_ context.Context, e *env) (float64, error) {
 	return time.Since(began).Seconds(), nil
 }
 
-// callRate runs call from n goroutines for the window and returns calls per second. call gets the
+// callRate runs call from n goroutines for the window, notes the CPU use per call, and returns calls per second. call gets the
 // goroutine's number and how many calls that goroutine has made before.
-func callRate(ctx context.Context, n int, window time.Duration, call func(ctx context.Context, caller, i int) error) (float64, error) {
+func (e *env) callRate(ctx context.Context, n int, call func(ctx context.Context, caller, i int) error) (float64, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var total atomic.Int64
 	var first error
 	var once sync.Once
 	var wg sync.WaitGroup
+	cpu := e.cpuSeconds()
 	began := time.Now()
 	for caller := range n {
 		wg.Go(func() {
-			for i := 0; time.Since(began) < window && ctx.Err() == nil; i++ {
+			for i := 0; time.Since(began) < e.window && ctx.Err() == nil; i++ {
 				if err := call(ctx, caller, i); err != nil {
 					once.Do(func() { first = err; cancel() })
 					return
@@ -223,7 +224,16 @@ func callRate(ctx context.Context, n int, window time.Duration, call func(ctx co
 		})
 	}
 	wg.Wait()
-	return float64(total.Load()) / time.Since(began).Seconds(), first
+	took := time.Since(began)
+	e.noteCalls(cpu, int(total.Load()))
+	return float64(total.Load()) / took.Seconds(), first
+}
+
+// noteCalls notes the CPU use per call of n calls that began when cpuSeconds was before.
+func (e *env) noteCalls(before float64, n int) {
+	if n > 0 {
+		e.cpuPerCall = append(e.cpuPerCall, (e.cpuSeconds()-before)/float64(n)*1e6)
+	}
 }
 
 func mibPerSecond(n int64, d time.Duration) float64 {

@@ -51,6 +51,9 @@ type result struct {
 	Values      []float64 `json:"values"`
 	Bases       []float64 `json:"bases,omitempty"`
 	CPUPerGiB   float64   `json:"cpu_seconds_per_gib,omitempty"`
+	// Microseconds of all processes together, and of the base where that is calls too.
+	CPUPerCall     float64 `json:"cpu_microseconds_per_call,omitempty"`
+	BaseCPUPerCall float64 `json:"base_cpu_microseconds_per_call,omitempty"`
 }
 
 func main() {
@@ -137,7 +140,9 @@ func measure(ctx context.Context, e *env, r row, rounds int) (result, error) {
 	}
 	res := result{Row: r.name, Unit: r.unit, Target: r.target, LowerBetter: r.lower}
 	e.cpuPerGiB = nil
+	var ofBase, ofRow []float64
 	for range rounds {
+		e.cpuPerCall = nil
 		if r.base != nil {
 			b, err := r.base(ctx, e)
 			if err != nil {
@@ -145,14 +150,16 @@ func measure(ctx context.Context, e *env, r row, rounds int) (result, error) {
 			}
 			res.Bases = append(res.Bases, b)
 		}
+		ofBase, e.cpuPerCall = append(ofBase, e.cpuPerCall...), nil
 		v, err := r.run(ctx, e)
 		if err != nil {
 			return res, err
 		}
 		res.Values = append(res.Values, v)
+		ofRow = append(ofRow, e.cpuPerCall...)
 	}
 	res.Value, res.Base = median(res.Values), median(res.Bases)
-	res.CPUPerGiB = median(e.cpuPerGiB)
+	res.CPUPerGiB, res.CPUPerCall, res.BaseCPUPerCall = median(e.cpuPerGiB), median(ofRow), median(ofBase)
 	judged := res.Value
 	if r.base != nil {
 		res.Ratio = res.Value / res.Base
@@ -185,6 +192,12 @@ func summary(r result) string {
 	if r.CPUPerGiB > 0 {
 		s += fmt.Sprintf("   %.1f CPU s/GiB", r.CPUPerGiB)
 	}
+	if r.CPUPerCall > 0 {
+		s += fmt.Sprintf("   %.0f CPU µs/call", r.CPUPerCall)
+	}
+	if r.BaseCPUPerCall > 0 {
+		s += fmt.Sprintf(" (base %.0f)", r.BaseCPUPerCall)
+	}
 	if !r.Met {
 		s += "   BELOW TARGET"
 	}
@@ -193,14 +206,17 @@ func summary(r result) string {
 
 func printTable(results []result) {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "row\tvalue\tbase\tratio\ttarget\tCPU s/GiB\t")
+	fmt.Fprintln(w, "row\tvalue\tbase\tratio\ttarget\tCPU\t")
 	for _, r := range results {
 		base, ratio, cpu := "–", "–", "–"
 		if r.Base > 0 {
 			base, ratio = fmt.Sprintf("%.4g", r.Base), fmt.Sprintf("%.2f", r.Ratio)
 		}
 		if r.CPUPerGiB > 0 {
-			cpu = fmt.Sprintf("%.1f", r.CPUPerGiB)
+			cpu = fmt.Sprintf("%.1f s/GiB", r.CPUPerGiB)
+		}
+		if r.CPUPerCall > 0 {
+			cpu = fmt.Sprintf("%.0f µs/call", r.CPUPerCall)
 		}
 		sign := "≥"
 		if r.LowerBetter {

@@ -28,8 +28,10 @@ type env struct {
 	cluster     *testcluster.Processes
 	c           *client.Client
 	serial      int       // makes names unique between rounds
+	inodes      int64     // before the round
 	cpuPerGiB   []float64 // of the stream row being measured
 	mount       string    // where the cluster is mounted; "": not yet
+	cpuPerCall  []float64 // microseconds, of the row of calls being measured
 }
 
 func (e *env) start(ctx context.Context) error {

@@ -172,7 +172,7 @@ func randomOnFile(ctx context.Context, e *env, dir string, do func(f *os.File, p
 	const block = 4 * dfs.KiB
 	began := time.Now()
 	var done atomic.Int64
-	if _, err := callRate(ctx, mountThreads, e.window, func(_ context.Context, _, _ int) error {
+	if _, err := e.callRate(ctx, mountThreads, func(_ context.Context, _, _ int) error {
 		done.Add(1)
 		return do(f, make([]byte, block), rand.Int64N(e.streamBytes/block)*block)
 	}); err != nil {
@@ -205,7 +205,7 @@ func appendFsync(ctx context.Context, e *env, dir string) (float64, error) {
 	}
 	defer f.Close()
 	record := randomBytes(4*dfs.KiB, 6)
-	return callRate(ctx, 1, e.window, func(context.Context, int, int) error {
+	return e.callRate(ctx, 1, func(context.Context, int, int) error {
 		if _, err := f.Write(record); err != nil {
 			return err
 		}
@@ -220,7 +220,7 @@ func creating(n int) work {
 			return 0, err
 		}
 		data := randomBytes(n, 7)
-		return callRate(ctx, mountThreads, e.window, func(_ context.Context, thread, i int) error {
+		return e.callRate(ctx, mountThreads, func(_ context.Context, thread, i int) error {
 			f, err := os.OpenFile(threadFile(dir, thread, i), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 			if err != nil {
 				return err

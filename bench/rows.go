@@ -124,7 +124,7 @@ func randomRead(ctx context.Context, e *env) (float64, error) {
 	const callers = 16
 	bufs := make([][4 * dfs.KiB]byte, callers)
 	blocks := uint64(e.streamBytes / (4 * dfs.KiB))
-	return callRate(ctx, callers, e.window, func(_ context.Context, caller, i int) error {
+	return e.callRate(ctx, callers, func(_ context.Context, caller, i int) error {
 		x := uint64(caller)<<32 + uint64(i) // splitmix64 makes it random
 		x += 0x9e3779b97f4a7c15
 		x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
@@ -146,7 +146,7 @@ func appendRate(ctx context.Context, e *env, sync bool) (float64, error) {
 		return 0, err
 	}
 	buf := randomBytes(4*dfs.KiB, 5)
-	rate, err := callRate(ctx, 1, e.window, func(ctx context.Context, _, _ int) error {
+	rate, err := e.callRate(ctx, 1, func(ctx context.Context, _, _ int) error {
 		if _, err := f.Append(ctx, buf); err != nil || !sync {
 			return err
 		}
@@ -169,7 +169,7 @@ func recordAppend(n int) func(context.Context, *env) (float64, error) {
 			files[i] = f
 		}
 		buf := randomBytes(4*dfs.KiB, 6)
-		return callRate(ctx, n, e.window, func(ctx context.Context, caller, _ int) error {
+		return e.callRate(ctx, n, func(ctx context.Context, caller, _ int) error {
 			_, err := files[caller].AppendRecord(ctx, buf)
 			return err
 		})
@@ -181,6 +181,11 @@ const callers = 64
 // perCaller gives each caller a directory of its own, so that the rate is the master's and not one directory's.
 func perCaller(ctx context.Context, e *env, prefix string) (string, error) {
 	base := e.fresh(prefix)
+	before, err := e.c.StatFS(ctx)
+	if err != nil {
+		return "", err
+	}
+	e.inodes = before.Inodes
 	for i := range callers {
 		if err := e.c.MkdirAll(ctx, fmt.Sprintf("%s/%d", base, i), 0o755); err != nil {
 			return "", err
@@ -189,16 +194,36 @@ func perCaller(ctx context.Context, e *env, prefix string) (string, error) {
 	return base, nil
 }
 
+// clear removes what a round made since perCaller and waits until it has been reclaimed, so that the next round does not share the machine with that.
+func (e *env) clear(ctx context.Context, base string) error {
+	if err := e.c.RemoveAll(ctx, base); err != nil {
+		return err
+	}
+	look := time.NewTicker(50 * time.Millisecond)
+	defer look.Stop()
+	for {
+		s, err := e.c.StatFS(ctx)
+		if err != nil || s.Inodes <= e.inodes {
+			return err
+		}
+		select {
+		case <-look.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
 // namesRate runs call, with names that are new each time, and removes what it made.
 func namesRate(ctx context.Context, e *env, prefix string, call func(ctx context.Context, path string) error) (float64, error) {
 	base, err := perCaller(ctx, e, prefix)
 	if err != nil {
 		return 0, err
 	}
-	rate, err := callRate(ctx, callers, e.window, func(ctx context.Context, caller, i int) error {
+	rate, err := e.callRate(ctx, callers, func(ctx context.Context, caller, i int) error {
 		return call(ctx, fmt.Sprintf("%s/%d/n%d", base, caller, i))
 	})
-	return rate, errors.Join(err, e.c.RemoveAll(ctx, base))
+	return rate, errors.Join(err, e.clear(ctx, base))
 }
 
 func createEmpty(ctx context.Context, e *env) (float64, error) {
@@ -231,10 +256,10 @@ func renameMany(ctx context.Context, e *env) (float64, error) {
 			return 0, err
 		}
 	}
-	rate, err := callRate(ctx, callers, e.window, func(ctx context.Context, caller, i int) error {
+	rate, err := e.callRate(ctx, callers, func(ctx context.Context, caller, i int) error {
 		return e.c.Rename(ctx, name(caller, i), name(caller, i+1))
 	})
-	return rate, errors.Join(err, e.c.RemoveAll(ctx, base))
+	return rate, errors.Join(err, e.clear(ctx, base))
 }
 
 // removeMany removes files that it makes beforehand.
@@ -255,7 +280,7 @@ func removeMany(ctx context.Context, e *env) (float64, error) {
 	}); err != nil {
 		return 0, err
 	}
-	began := time.Now()
+	cpu, began := e.cpuSeconds(), time.Now()
 	err = forAll(callers, func(caller int) error {
 		for i := range each {
 			if err := e.c.Remove(ctx, name(caller, i)); err != nil {
@@ -264,7 +289,9 @@ func removeMany(ctx context.Context, e *env) (float64, error) {
 		}
 		return nil
 	})
-	return callers * each / time.Since(began).Seconds(), errors.Join(err, e.c.RemoveAll(ctx, base))
+	took := time.Since(began)
+	e.noteCalls(cpu, callers*each)
+	return callers * each / took.Seconds(), errors.Join(err, e.clear(ctx, base))
 }
 
 // forAll runs f for 0 … n-1 at once and returns one of the errors.
@@ -308,7 +335,7 @@ func readSmall(ctx context.Context, e *env) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return callRate(ctx, callers, e.window, func(ctx context.Context, caller, i int) error {
+	return e.callRate(ctx, callers, func(ctx context.Context, caller, i int) error {
 		b, err := e.c.ReadFile(ctx, name(caller, i))
 		if err == nil && len(b) != 4*dfs.KiB {
 			err = fmt.Errorf("read %d bytes", len(b))
@@ -322,7 +349,7 @@ func statMany(ctx context.Context, e *env) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return callRate(ctx, callers, e.window, func(ctx context.Context, caller, i int) error {
+	return e.callRate(ctx, callers, func(ctx context.Context, caller, i int) error {
 		_, err := e.c.Stat(ctx, name(caller, i))
 		return err
 	})
