@@ -569,3 +569,43 @@ func TestSpaceStaleAnswer(t *testing.T) {
 		}
 	}
 }
+
+// TestRecentForgetsAndNeverGoesBack: its size is bounded, and what it returns is what was put last, also when an older state lies in the other half.
+func TestRecentForgetsAndNeverGoesBack(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	r := newRecent()
+	want := make(map[string]int)
+	forgotten, found := 0, 0
+	for n := range 40_000 {
+		key := fmt.Sprintf("%04d", min(rng.IntN(6000), rng.IntN(6000)))
+		if rng.IntN(2) == 0 {
+			k, ok := r.get([]byte(key))
+			if !ok {
+				forgotten++
+			} else if found++; k.gone != (want[key]%7 == 0) || !k.gone && string(k.value[:8]) != fmt.Sprintf("%08d", want[key]) {
+				t.Fatalf("key %s: %v %.8s, want that of %d", key, k.gone, k.value, want[key])
+			}
+			continue
+		}
+		want[key] = n
+		value := append(fmt.Appendf(nil, "%08d", n), make([]byte, rng.IntN(4096))...)
+		if n%7 == 0 {
+			r.put(key, known{change: change{gone: true}})
+		} else {
+			r.put(key, known{change: change{value: value}})
+		}
+		if n%100 != 0 {
+			continue
+		}
+		held := 0
+		for key, k := range r.young {
+			held += len(key) + len(k.value) + knownOverhead
+		}
+		if held != r.bytes || held > recentBytes {
+			t.Fatalf("holds %d bytes and counts %d, the bound is %d", held, r.bytes, recentBytes)
+		}
+	}
+	if forgotten == 0 || found == 0 || r.old == nil {
+		t.Fatalf("nothing was tested: %d found, %d forgotten", found, forgotten)
+	}
+}

@@ -19,6 +19,7 @@ const changeOverhead = 128
 type overlay struct {
 	changes map[string]change
 	keys    sortedKeys
+	fresh   []string // keys of changes that are not in keys yet: most batches are never asked for their order
 	bytes   int
 }
 
@@ -33,7 +34,7 @@ func (o *overlay) put(key string, c change) {
 	if old, ok := o.changes[key]; ok {
 		o.bytes -= len(old.value)
 	} else {
-		o.keys.insert(key)
+		o.fresh = append(o.fresh, key)
 		o.bytes += len(key) + changeOverhead
 	}
 	o.bytes += len(c.value)
@@ -43,7 +44,18 @@ func (o *overlay) put(key string, c change) {
 func (o *overlay) reset() {
 	clear(o.changes)
 	o.keys.blocks = o.keys.blocks[:0]
+	clear(o.fresh)
+	o.fresh = o.fresh[:0]
 	o.bytes = 0
+}
+
+// from returns the changed keys that have the prefix and are not below start, ascending.
+func (o *overlay) from(start, prefix string) []string {
+	for _, k := range o.fresh {
+		o.keys.insert(k)
+	}
+	o.fresh = o.fresh[:0]
+	return o.keys.from(start, prefix)
 }
 
 // keyBlock bounds how many keys one insertion moves.

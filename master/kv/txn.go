@@ -19,6 +19,7 @@ const maxOverlayBytes = 8 << 20
 type writer struct {
 	last     appliedRecord // newest committed, flushed or not
 	pending  *overlay      // changes committed since the last Flush
+	recent   *recent       // what was read or committed last
 	hasher   pairHasher
 	txn      *Txn        // reused
 	base     *badger.Txn // reads of what is not in the overlays; nil until needed, dropped by Flush
@@ -50,7 +51,8 @@ func (f *firstError) get() error {
 func (w *writer) start(rec appliedRecord) {
 	w.last = rec
 	w.pending = newOverlay()
-	w.txn = &Txn{own: newOverlay(), cache: make(map[string]change)}
+	w.recent = newRecent()
+	w.txn = &Txn{own: newOverlay()}
 }
 
 func (w *writer) stop() {
@@ -65,8 +67,7 @@ func (w *writer) stop() {
 type Txn struct {
 	db    *DB
 	index dfs.Index
-	own   *overlay          // this index's changes
-	cache map[string]change // what Get found in Badger; filled per index
+	own   *overlay // this index's changes
 	err   error
 }
 
@@ -75,7 +76,6 @@ func (db *DB) Begin(index dfs.Index) *Txn {
 	t := db.w.txn
 	t.db, t.index, t.err = db, index, db.Err()
 	t.own.reset()
-	clear(t.cache)
 	if t.err == nil && index <= db.w.last.index {
 		t.err = dfserr.Errorf(dfserr.ErrInvalid, "begin index %d after index %d", index, db.w.last.index)
 	}
@@ -105,28 +105,39 @@ func (t *Txn) Get(key []byte) ([]byte, bool, error) {
 	return c.value, !c.gone && err == nil, err
 }
 
-// lookup returns the newest state of key: own changes, the batch's, what was read before, Badger.
+// lookup returns the newest state of key: own changes, then as committed.
 func (t *Txn) lookup(key []byte) (change, error) {
 	if c, ok := t.own.get(key); ok {
 		return c, nil
 	}
-	if c, ok := t.db.w.pending.get(key); ok {
-		return c, nil
-	}
-	if c, ok := t.cache[string(key)]; ok {
-		return c, nil
-	}
-	base, err := t.db.base()
-	if err != nil {
-		return change{}, err
-	}
-	value, found, err := getCopy(base, key)
+	k, err := t.db.committed(key)
 	if err != nil {
 		return change{}, t.db.fail(err)
 	}
-	c := change{value: value, gone: !found}
-	t.cache[string(key)] = c
-	return c, nil
+	return k.change, nil
+}
+
+// committed returns the state of key after the newest commit. Badger may not have the batch's commits yet, and recent may have forgotten them: the overlay has
+// them all.
+func (db *DB) committed(key []byte) (known, error) {
+	w := &db.w
+	if k, ok := w.recent.get(key); ok {
+		return k, nil
+	}
+	if c, ok := w.pending.get(key); ok {
+		return known{change: c}, nil
+	}
+	base, err := db.base()
+	if err != nil {
+		return known{}, err
+	}
+	value, found, err := getCopy(base, key)
+	if err != nil {
+		return known{}, err
+	}
+	k := known{change: change{value: value, gone: !found}}
+	w.recent.put(string(key), k)
+	return k, nil
 }
 
 // Set gives key a value. Both slices belong to the Txn from here on and must not be modified. ErrTooBig: the value alone, or the changes of the
@@ -191,8 +202,8 @@ func lowerBound(prefix, after []byte) []byte {
 
 // overlaid returns the overlay changes with the prefix that are not below start, in key order, own changes before the batch's.
 func (t *Txn) overlaid(start, prefix []byte) []overlaidKey {
-	own := t.own.keys.from(string(start), string(prefix))
-	batch := t.db.w.pending.keys.from(string(start), string(prefix))
+	own := t.own.from(string(start), string(prefix))
+	batch := t.db.w.pending.from(string(start), string(prefix))
 	out := make([]overlaidKey, 0, len(own)+len(batch))
 	for len(own) > 0 || len(batch) > 0 {
 		switch {
@@ -261,7 +272,7 @@ func (t *Txn) commit() error {
 	defer btxn.Discard()
 	for key, c := range t.own.changes {
 		k := []byte(key)
-		before, err := t.before(k)
+		before, err := db.committed(k)
 		if err != nil {
 			return err
 		}
@@ -269,12 +280,17 @@ func (t *Txn) commit() error {
 			continue
 		}
 		if !before.gone {
-			rec.hash = rec.hash.minus(w.hasher.sum(k, before.value))
+			if !before.summed {
+				before.sum = w.hasher.sum(k, before.value)
+			}
+			rec.hash = rec.hash.minus(before.sum)
 			rec.keys--
 		}
+		after := known{change: c}
 		switch {
 		case !c.gone:
-			rec.hash = rec.hash.plus(w.hasher.sum(k, c.value))
+			after.sum, after.summed = w.hasher.sum(k, c.value), true
+			rec.hash = rec.hash.plus(after.sum)
 			rec.keys++
 			err = btxn.SetEntry(badger.NewEntry(k, seal(k, c.value)))
 		case !before.gone:
@@ -283,6 +299,7 @@ func (t *Txn) commit() error {
 		if err != nil {
 			return batchError(t.index, err)
 		}
+		w.recent.put(key, after)
 	}
 	if err := btxn.SetEntry(badger.NewEntry(appliedKey, seal(appliedKey, rec.encode()))); err != nil {
 		return batchError(t.index, err)
@@ -310,22 +327,6 @@ func batchError(index dfs.Index, err error) error {
 		return dfserr.Errorf(dfserr.ErrTooBig, "changes of index %d", index)
 	}
 	return dfserr.Errorf(dfserr.ErrDiskFailed, "commit index %d: %v", index, err)
-}
-
-// before returns the state of key before this index.
-func (t *Txn) before(key []byte) (change, error) {
-	if c, ok := t.db.w.pending.get(key); ok {
-		return c, nil
-	}
-	if c, ok := t.cache[string(key)]; ok {
-		return c, nil
-	}
-	base, err := t.db.base()
-	if err != nil {
-		return change{}, err
-	}
-	value, found, err := getCopy(base, key)
-	return change{value: value, gone: !found}, err
 }
 
 // Flush waits for the commits of the batch and then shows them to readers, all at once. An error poisons the DB.
