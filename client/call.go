@@ -49,7 +49,7 @@ func (m *masters) pick() (dfsv1.MasterClient, int, error) {
 	m.mu.Lock()
 	i := m.current
 	m.mu.Unlock()
-	cc, err := m.pool.Get(m.addrs[i])
+	cc, err := m.pool.GetCalls(m.addrs[i])
 	if err != nil {
 		return nil, i, err
 	}

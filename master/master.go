@@ -220,8 +220,11 @@ func (m *Master) openLog(ctx context.Context) error {
 
 // serve starts answering calls.
 func (m *Master) serve() {
-	m.server = rpc.NewServer(rpc.ServerOptions{Logger: m.log})
-	dfsv1.RegisterMasterServer(m.server, masterService{Master: m})
+	options := rpc.ServerOptions{Logger: m.log}
+	m.server = rpc.NewServer(options)
+	service := masterService{Master: m}
+	dfsv1.RegisterMasterServer(m.server, service)
+	rpc.RegisterCalls(m.server, options, rpc.CallService{Desc: &dfsv1.Master_ServiceDesc, Impl: service})
 	dfsv1.RegisterClusterServer(m.server, clusterService{Master: m})
 	m.wg.Go(func() {
 		if err := m.server.Serve(m.lis); err != nil && m.ctx.Err() == nil {

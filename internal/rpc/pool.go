@@ -45,6 +45,8 @@ type Pool struct {
 	mu     sync.Mutex
 	closed bool              // guarded by mu
 	peers  map[peerKey]*peer // guarded by mu
+
+	streams sync.WaitGroup // goroutines of call streams; none is added once closed is set
 }
 
 // peerKey names connections: an address that two chunkservers have had, one after the other, has two.
@@ -58,6 +60,7 @@ type peer struct {
 	peerKey
 	conns   []*grpc.ClientConn // guarded by Pool.mu
 	next    int                // guarded by Pool.mu
+	calls   *CallConn          // guarded by Pool.mu; nil until GetCalls
 	usedAt  time.Time          // guarded by Pool.mu
 	mu      sync.Mutex
 	dialErr error // guarded by mu: of the last dial; nil after a success
@@ -171,24 +174,29 @@ func (p *Pool) evictLocked() {
 		return
 	}
 	delete(p.peers, oldest.peerKey)
-	for _, cc := range oldest.conns {
+	oldest.close()
+}
+
+// close closes the connections; call streams on them end.
+func (pe *peer) close() {
+	for _, cc := range pe.conns {
 		_ = cc.Close()
 	}
 }
 
 // Forget closes and drops the connections to addr; calls in progress on them fail.
 func (p *Pool) Forget(addr string) {
-	var closing []*grpc.ClientConn
+	var closing []*peer
 	p.mu.Lock()
 	for key, pe := range p.peers {
 		if key.addr == addr {
 			delete(p.peers, key)
-			closing = append(closing, pe.conns...)
+			closing = append(closing, pe)
 		}
 	}
 	p.mu.Unlock()
-	for _, cc := range closing {
-		_ = cc.Close()
+	for _, pe := range closing {
+		pe.close()
 	}
 }
 
@@ -212,10 +220,9 @@ func (p *Pool) Close() {
 	p.peers = nil
 	p.mu.Unlock()
 	for _, pe := range peers {
-		for _, cc := range pe.conns {
-			_ = cc.Close()
-		}
+		pe.close()
 	}
+	p.streams.Wait()
 }
 
 // dial makes a connection object; gRPC connects it when it is first used.
@@ -267,20 +274,25 @@ func (p *Pool) dial(pe *peer) (*grpc.ClientConn, error) {
 	return cc, nil
 }
 
-// unary adds the default deadline and the test's faults, and translates the error.
+// unary puts edge around a unary call.
 func (p *Pool) unary(pe *peer) grpc.UnaryClientInterceptor {
 	return func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-		if _, ok := ctx.Deadline(); !ok {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, p.opts.CallTimeout)
-			defer cancel()
-		}
-		call := func() error { return pe.translate(invoke(ctx, method, req, reply, cc, opts...)) }
-		if p.opts.Faults != nil {
-			return p.opts.Faults(ctx, pe.addr, method).apply(ctx, pe.addr, reply, call)
-		}
-		return call()
+		return p.edge(ctx, pe, method, reply, func(ctx context.Context) error { return invoke(ctx, method, req, reply, cc, opts...) })
 	}
+}
+
+// edge makes a unary call with the default deadline and the test's faults, and translates the error.
+func (p *Pool) edge(ctx context.Context, pe *peer, method string, reply any, invoke func(context.Context) error) error {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, p.opts.CallTimeout)
+		defer cancel()
+	}
+	if p.opts.Faults != nil {
+		call := func() error { return pe.translate(invoke(ctx)) }
+		return p.opts.Faults(ctx, pe.addr, method).apply(ctx, pe.addr, reply, call)
+	}
+	return pe.translate(invoke(ctx))
 }
 
 func (pe *peer) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {

@@ -25,9 +25,14 @@
 // Network is the seam for time and sockets: TCP is the real one, Mem.Host gives one host's view of an in-memory
 // network with faults, fit for testing/synctest. There is no TLS, so TCP refuses to listen on anything but loopback.
 //
+// # Call streams
+//
+// CallConn makes unary calls as records on one stream that many share, which takes half the processor time of a stream for each; RegisterCalls serves
+// such streams (docs/adr/0014-call-stream.md). The records are described in callwire.go.
+//
 // # Goroutines
 //
-// The package starts goroutines only inside gRPC; Pool.Close and grpc.Server.Stop join them.
+// Apart from those inside gRPC, each call stream has two at the client, joined by Pool.Close, and some at the server, joined by grpc.Server.Stop.
 package rpc
 
 import (

@@ -28,17 +28,7 @@ type ServerOptions struct {
 	ID func() dfs.ServerID
 }
 
-// serverSuffix marks an authority that is a chunkserver's id and not just an address.
-const serverSuffix = ".chunkserver"
-
-// streamWorkers is how many goroutines stay to handle calls; more calls than that at a time get goroutines of their own. A fresh
-// goroutine grows its stack during its first call, which was a fifth of the processor time of a small call.
-const streamWorkers = 64
-
-// NewServer returns a gRPC server with the limits of this package, the frame codec, and interceptors that turn
-// handlers' errors into statuses. Register services, then Serve a listener of a Network. Stop ends all calls by
-// cancelling their contexts, waits for the handlers, and joins every goroutine.
-func NewServer(o ServerOptions) *grpc.Server {
+func (o ServerOptions) withDefaults() ServerOptions {
 	if o.MaxStreams == 0 {
 		o.MaxStreams = DefaultMaxStreams
 	}
@@ -51,6 +41,21 @@ func NewServer(o ServerOptions) *grpc.Server {
 	if o.ID == nil {
 		o.ID = func() dfs.ServerID { return 0 }
 	}
+	return o
+}
+
+// serverSuffix marks an authority that is a chunkserver's id and not just an address.
+const serverSuffix = ".chunkserver"
+
+// streamWorkers is how many goroutines stay to handle calls; more calls than that at a time get goroutines of their own. A fresh
+// goroutine grows its stack during its first call, which was a fifth of the processor time of a small call.
+const streamWorkers = 64
+
+// NewServer returns a gRPC server with the limits of this package, the frame codec, and interceptors that turn
+// handlers' errors into statuses. Register services, then Serve a listener of a Network. Stop ends all calls by
+// cancelling their contexts, waits for the handlers, and joins every goroutine.
+func NewServer(o ServerOptions) *grpc.Server {
+	o = o.withDefaults()
 	e := serverEdge{o.Logger, o.ID}
 	return grpc.NewServer(
 		grpc.ForceServerCodecV2(Codec()),

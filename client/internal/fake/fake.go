@@ -79,7 +79,7 @@ func Start(t *testing.T, n int) *Cluster {
 	}
 	c.inodes[1] = &inode{attr: &dfsv1.Attr{Inode: 1, Mode: 0o040755, Nlink: 2, MtimeNs: 1}, entries: map[string]uint64{}}
 	c.master = &masterService{c: c}
-	c.serve(t, "master", MasterAddr, func(s *grpc.Server) { dfsv1.RegisterMasterServer(s, c.master) })
+	c.serve(t, "master", MasterAddr, c.registerMaster)
 	for i := range n {
 		s := &Server{c: c, ID: uint64(i + 1), Host: fmt.Sprintf("cs%d", i+1), data: map[uint64][]byte{}}
 		s.Addr = s.Host + ":1"
@@ -88,6 +88,11 @@ func Start(t *testing.T, n int) *Cluster {
 	}
 	t.Cleanup(c.Stop)
 	return c
+}
+
+func (c *Cluster) registerMaster(s *grpc.Server) {
+	dfsv1.RegisterMasterServer(s, c.master)
+	rpc.RegisterCalls(s, rpc.ServerOptions{}, rpc.CallService{Desc: &dfsv1.Master_ServiceDesc, Impl: c.master})
 }
 
 func (c *Cluster) serve(t *testing.T, host, addr string, register func(*grpc.Server)) {
@@ -118,7 +123,7 @@ func (c *Cluster) Stop() {
 
 // RestartMaster makes the master listen again after Net.Kill("master").
 func (c *Cluster) RestartMaster(t *testing.T) {
-	c.serve(t, "master", MasterAddr, func(s *grpc.Server) { dfsv1.RegisterMasterServer(s, c.master) })
+	c.serve(t, "master", MasterAddr, c.registerMaster)
 }
 
 // Calls returns how often a master method ("Create") was called.
