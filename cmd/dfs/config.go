@@ -271,7 +271,7 @@ func defaultMaster() *masterSettings {
 	return &masterSettings{
 		Dir: "dfs-master", Listen: "127.0.0.1:" + defaultMasterPort, MinReplicas: dfs.DefaultMinReplicas, Fence: "process",
 		DeadAfter: duration(time.Minute), GarbageGrace: duration(time.Minute), SafeModeTimeout: duration(30 * time.Second),
-		RepairCopies: 32, RepairCopiesPerServer: 2, CacheSize: 160 * dfs.MiB, MemoryLimit: 256 * dfs.MiB,
+		RepairCopies: 32, RepairCopiesPerServer: 2, CacheSize: 96 * dfs.MiB, MemoryLimit: 256 * dfs.MiB,
 		logSettings: logSettings{LogLevel: "info", LogFormat: "auto"},
 	}
 }

@@ -58,7 +58,7 @@ func (o Options) badger(dir string) badger.Options {
 		WithChecksumVerificationMode(badgeroptions.NoVerification). // verifyTables has done it
 		WithMemTableSize(o.MemtableBytes).
 		WithNumMemtables(3).
-		WithBaseTableSize(2 << 20).
+		WithBaseTableSize(1 << 20). // a compaction builds a dozen tables at a time, each in memory of twice its size
 		WithNumCompactors(2).
 		WithNumLevelZeroTables(4).
 		WithNumLevelZeroTablesStall(12).
