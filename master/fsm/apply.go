@@ -257,7 +257,9 @@ func (o op) create(r *dfsv1.CreateRequest) (*dfsv1.Result, error) {
 		}
 	}
 	res.Attr = AttrOf(c.ID, &n)
-	res.InlineData = n.Inline
+	if r.GetOpen() { // else nobody reads it, and it would lie in the reply ring too
+		res.InlineData = n.Inline
+	}
 	return res, nil
 }
 

@@ -450,13 +450,19 @@ func TestBigTruncateGoesOn(t *testing.T) {
 	m.fsm.ApplyBatch(batch)
 	create := func() *dfsv1.Command {
 		c := createCmd("/", "f", 0o644)
-		c.GetCreate().Exclusive, c.GetCreate().Truncate, c.GetCreate().Data = false, true, []byte("new")
+		c.GetCreate().Exclusive, c.GetCreate().Truncate, c.GetCreate().Data, c.GetCreate().Open = false, true, []byte("new"), true
 		return inSession(c, s, 1)
 	}
 	if r := m.must(create()); !r.GetMore() || len(r.GetInlineData()) != 0 || r.GetAttr().GetChunks() != 10 {
 		t.Error(r)
 	}
 	if r := m.must(create()); r.GetMore() || string(r.GetInlineData()) != "new" || r.GetAttr().GetLength() != 3 || r.GetAttr().GetChunks() != 0 {
+		t.Error(r)
+	}
+	// Who does not open the file does not get its bytes back.
+	unopened := create()
+	unopened.GetCreate().Open, unopened.GetHeader().Seq = false, 2
+	if r := m.must(unopened); len(r.GetInlineData()) != 0 || r.GetAttr().GetLength() != 3 {
 		t.Error(r)
 	}
 	n := uint32(5)

@@ -2148,8 +2148,8 @@ func (x *OpenRequest) GetHandle() uint64 {
 type OpenReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Attr          *Attr                  `protobuf:"bytes,1,opt,name=attr,proto3" json:"attr,omitempty"`
-	InlineData    []byte                 `protobuf:"bytes,2,opt,name=inline_data,json=inlineData,proto3" json:"inline_data,omitempty"`
-	Chunks        []*ChunkConfig         `protobuf:"bytes,3,rep,name=chunks,proto3" json:"chunks,omitempty"` // the first few, to save a round trip
+	InlineData    []byte                 `protobuf:"bytes,2,opt,name=inline_data,json=inlineData,proto3" json:"inline_data,omitempty"` // of Create: only with open
+	Chunks        []*ChunkConfig         `protobuf:"bytes,3,rep,name=chunks,proto3" json:"chunks,omitempty"`                           // the first few, to save a round trip
 	Index         uint64                 `protobuf:"varint,4,opt,name=index,proto3" json:"index,omitempty"`
 	Created       bool                   `protobuf:"varint,5,opt,name=created,proto3" json:"created,omitempty"`
 	Leased        bool                   `protobuf:"varint,10,opt,name=leased,proto3" json:"leased,omitempty"` // to a client that covers the directory: the attributes may be cached
