@@ -16,16 +16,18 @@ func copyVerbs() []*verb {
 	recursive := flagDef{name: "r", long: "recursive", help: "accepted: directories are always copied with what is below them"}
 	recursiveToo := flagDef{name: "R", help: "accepted, like -r"}
 	threads := flagDef{name: "t", long: "threads", value: "n", help: "files to work on at a time (default 16)"}
+	uploads := threads
+	uploads.help = "files to work on at a time (default 16); four times as many of up to 4 KiB, which are one request each"
 	return []*verb{
 		{
 			name: "put", aliases: []string{"copyFromLocal"}, usage: "[-f] [-p] [-r] [-t <thread count>] <localsrc> ... <dst>",
 			short: "Copy local files and directories into the cluster; - is standard input",
 			long:  "A file appears under its name when it is complete, or not at all; an interrupted put leaves nothing behind.",
-			flags: []flagDef{force, keep, recursive, recursiveToo, threads}, min: 1, run: runPut,
+			flags: []flagDef{force, keep, recursive, recursiveToo, uploads}, min: 1, run: runPut,
 		},
 		{
 			name: "moveFromLocal", usage: "[-f] [-p] [-t <thread count>] <localsrc> ... <dst>", short: "Like put; the local files are removed when all are stored",
-			flags: []flagDef{force, keep, threads}, min: 1, run: runMoveFromLocal,
+			flags: []flagDef{force, keep, uploads}, min: 1, run: runMoveFromLocal,
 		},
 		{
 			name: "get", aliases: []string{"copyToLocal"}, usage: "[-f] [-p] [-r] [-ignoreCrc] [-t <thread count>] <src> ... <localdst>",
