@@ -316,10 +316,22 @@ func TestCopyThatDoesNotJoin(t *testing.T) {
 		primary.mu.Lock()
 		primary.cannot = lost.id
 		primary.mu.Unlock()
-		// It has the replica, and its log's tail is all that is missing: it is the first choice.
+		// The others have no room at first, so the first choice is fixed.
+		room := func(free int64) {
+			for _, s := range w.servers {
+				if !slices.Contains(ids(c), s.id) {
+					s.mu.Lock()
+					s.diskFree = free
+					s.mu.Unlock()
+				}
+			}
+			time.Sleep(5 * time.Second) // heartbeats
+		}
+		room(0)
 		w.complain(c, lost.id, primary.id, false)
 		w.eventually("first copy", 10*time.Second, func() bool { return copies() == 1 && len(ids(w.config(ino, 0))) == 2 })
-		time.Sleep(20 * time.Second)
+		room(1 << 40)
+		time.Sleep(15 * time.Second)
 		if n := copies(); n != 1 || copiesTo(lost) != 1 {
 			t.Fatalf("%d copies, %d of them to the server that cannot be reached", n, copiesTo(lost))
 		}
