@@ -47,7 +47,7 @@ func TestVirtualDirectory(t *testing.T) {
 	}
 	must(os.WriteFile(filepath.Join(dir, "counted"), make([]byte, 12345), 0o644))
 	stats := read("stats")
-	for _, want := range []string{`dfs_fuse_ops_total{op="create"} 1`, "dfs_fuse_written_bytes_total 12345", "go_goroutines ", "dfs_fuse_requests_in_flight 1\n"} {
+	for _, want := range []string{`dfs_fuse_ops_total{op="create"} 1`, "dfs_fuse_written_bytes_total 12345", "\ngo_goroutines ", "\ndfs_fuse_requests_in_flight "} {
 		if !strings.Contains(stats, want) {
 			t.Errorf("stats lack %q:\n%s", want, stats)
 		}
