@@ -47,8 +47,8 @@ func TestVirtualDirectory(t *testing.T) {
 		t.Errorf("config:\n%s", config)
 	}
 	must(os.WriteFile(filepath.Join(dir, "counted"), make([]byte, 12345), 0o644))
+	t.Cleanup(func() { must(os.Remove(filepath.Join(dir, "counted"))) })
 	stats := read("stats")
-	must(os.Remove(filepath.Join(dir, "counted")))
 	for _, want := range []string{`\ndfs_fuse_ops_total\{op="create"\} [1-9]`, `\ndfs_fuse_written_bytes_total [1-9][0-9]{4}`, `\ngo_goroutines [1-9]`, `\ndfs_fuse_requests_in_flight [1-9]`} {
 		if !regexp.MustCompile(want).MatchString(stats) {
 			t.Errorf("stats lack %q:\n%s", want, stats)
