@@ -378,7 +378,11 @@ func (m *Master) shut() error {
 		m.pool.Close()
 	}
 	if m.db != nil {
-		errs = append(errs, m.db.Close())
+		dropped, err := m.space.DropBallast()
+		if dropped {
+			m.log.Warn("the disk is full: the ballast made room for closing the metadata store", "dir", m.cfg.Dir)
+		}
+		errs = append(errs, err, m.db.Close())
 	}
 	if m.dir != nil {
 		errs = append(errs, m.dir.close())

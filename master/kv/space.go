@@ -89,6 +89,19 @@ func (s *Space) placeBallast() error {
 	return nil
 }
 
+// DropBallast removes the ballast if there is no room for any change, so that what is in memory finds room when the store is closed. A later
+// NewSpace puts it back. It reports whether there was one to remove.
+func (s *Space) DropBallast() (dropped bool, err error) {
+	if s.CheckAny() == nil {
+		return false, nil
+	}
+	err = os.Remove(filepath.Join(s.dir, ballastFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // floorShare is the part of MinFree below which not even deletions are taken: they are written down, too, and what is in memory
 // must still find room on the disk.
 const floorShare = 8
