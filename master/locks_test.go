@@ -3,6 +3,7 @@ package master
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,7 +16,7 @@ import (
 type locker struct {
 	w       *world
 	session uint64
-	seq     uint64
+	seq     atomic.Uint64
 	wait    uint64
 }
 
@@ -36,8 +37,7 @@ func flock(owner uint64, exclusive bool) *dfsv1.LockSpec {
 }
 
 func (k *locker) call(r *dfsv1.LockRequest) (*dfsv1.LockReply, error) {
-	k.seq++
-	r.Header = &dfsv1.MutationHeader{Session: k.session, Seq: k.seq, Caller: &dfsv1.Caller{}}
+	r.Header = &dfsv1.MutationHeader{Session: k.session, Seq: k.seq.Add(1), Caller: &dfsv1.Caller{}}
 	return k.w.client.Lock(k.w.ctx(), r)
 }
 
